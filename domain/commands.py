@@ -1,0 +1,363 @@
+"""What may be asked for: one class per intent, the body of the route that carries it.
+
+Invariant: a command names its aggregate's kind (`STREAM`) and the other streams its rules must see (`names`); ids and
+times come in with it, so that deciding is pure.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, ClassVar, Literal, Self
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from domain.envelope import StreamType
+from domain.events import (
+    Actor,
+    Attachment,
+    AttributeValue,
+    ContactDetails,
+    Fact,
+    FinalizationCause,
+    Line,
+    MessageKind,
+    Name,
+    Priority,
+    Slug,
+    Surface,
+    Text,
+)
+from domain.permissions import Permission, Scope
+
+Named = Iterable[tuple[StreamType, UUID]]
+
+
+def _named(
+    *, contact: UUID | None = None, sector: UUID | None = None, agent: UUID | None = None
+) -> list[tuple[StreamType, UUID]]:
+    wanted = ((StreamType.CONTACT, contact), (StreamType.SECTOR, sector), (StreamType.AGENT, agent))
+    return [(kind, id_) for kind, id_ in wanted if id_ is not None]
+
+
+class Command(Fact):
+    """An intent; refused with a `DomainError` or answered with events."""
+
+    STREAM: ClassVar[StreamType]
+    PERMISSION: ClassVar[Permission]
+
+    def names(self) -> Named:
+        """Other streams whose state the rules need."""
+        return ()
+
+
+# Conversations
+
+
+class ConversationCommand(Command):
+    """An intent on one conversation."""
+
+    STREAM = StreamType.CONVERSATION
+
+
+class OpenConversation(ConversationCommand):
+    """Start a conversation; with ``agent_id`` that agent opens it for themself."""
+
+    PERMISSION = Permission.REPLY
+    protocol: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+    channel: Slug
+    contact_id: UUID
+    sector_id: UUID | None = None
+    agent_id: UUID | None = None
+    subject: Line | None = None
+
+    def names(self) -> Named:
+        """The contact must exist, sector and agent must be active."""
+        return _named(contact=self.contact_id, sector=self.sector_id, agent=self.agent_id)
+
+
+class HandOffToBot(ConversationCommand):
+    """Let a bot answer."""
+
+    PERMISSION = Permission.TRANSFER
+    bot: Slug
+    reason: Line = ""
+
+
+class HandOffFromBot(ConversationCommand):
+    """The bot gives up its turn (transbordo); without ``sector_id`` the conversation's sector stays."""
+
+    PERMISSION = Permission.TRANSFER
+    sector_id: UUID | None = None
+    reason: Line = ""
+
+    def names(self) -> Named:
+        """The sector must be active."""
+        return _named(sector=self.sector_id)
+
+
+class MarkPending(ConversationCommand):
+    """Let it go back to the queue; without ``sector_id`` the conversation's sector stays."""
+
+    PERMISSION = Permission.TRANSFER
+    sector_id: UUID | None = None
+    reason: Line = "released"
+
+    def names(self) -> Named:
+        """The sector must be active."""
+        return _named(sector=self.sector_id)
+
+
+class Assume(ConversationCommand):
+    """An agent takes it."""
+
+    PERMISSION = Permission.ASSUME
+    agent_id: UUID
+
+    def names(self) -> Named:
+        """The agent must be active."""
+        return _named(agent=self.agent_id)
+
+
+class Transfer(ConversationCommand):
+    """Give it to a sector's queue, or to an agent (within ``sector_id`` where that is given too)."""
+
+    PERMISSION = Permission.TRANSFER
+    sector_id: UUID | None = None
+    agent_id: UUID | None = None
+    reason: Line = ""
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> Self:
+        if self.sector_id is None and self.agent_id is None:
+            msg = "name a sector_id, an agent_id, or both"
+            raise ValueError(msg)
+        return self
+
+    def names(self) -> Named:
+        """Target sector and agent must be active, and the agent in the sector."""
+        return _named(sector=self.sector_id, agent=self.agent_id)
+
+
+class Finalize(ConversationCommand):
+    """A person ends it; where they did it decides which event and which permission."""
+
+    PERMISSION = Permission.FINALIZE_FROM_INBOX
+    surface: Literal[Surface.INBOX, Surface.LISTING]
+    outcome: Line = ""
+    comment: Text | None = None
+
+
+class FinalizeAutomatically(ConversationCommand):
+    """It ends without a person doing it; for bots, integrations and the system."""
+
+    PERMISSION = Permission.REPLY
+    cause: FinalizationCause
+
+
+class Reopen(ConversationCommand):
+    """Go on with a finalized conversation; with ``agent_id`` that agent has it at once."""
+
+    PERMISSION = Permission.REOPEN
+    agent_id: UUID | None = None
+    reason: Line = ""
+
+    def names(self) -> Named:
+        """The agent must be active."""
+        return _named(agent=self.agent_id)
+
+
+class ReceiveMessage(ConversationCommand):
+    """The contact wrote; reopens a finalized conversation first."""
+
+    PERMISSION = Permission.REPLY
+    message_id: UUID
+    kind: MessageKind = MessageKind.TEXT
+    text: Text = ""
+    attachments: Annotated[tuple[Attachment, ...], Field(max_length=50)] = ()
+
+
+class SendMessage(ConversationCommand):
+    """An agent or a bot writes to the contact."""
+
+    PERMISSION = Permission.REPLY
+    message_id: UUID
+    author: Actor
+    kind: MessageKind = MessageKind.TEXT
+    text: Text = ""
+    attachments: Annotated[tuple[Attachment, ...], Field(max_length=50)] = ()
+
+
+class AddNote(ConversationCommand):
+    """Write something that the contact does not see."""
+
+    PERMISSION = Permission.REPLY
+    message_id: UUID
+    author: Actor
+    text: Text
+
+
+class AddLabel(ConversationCommand):
+    """Put a label on."""
+
+    PERMISSION = Permission.LABEL
+    label: Slug
+
+
+class RemoveLabel(ConversationCommand):
+    """Take a label off."""
+
+    PERMISSION = Permission.LABEL
+    label: Slug
+
+
+class ChangePriority(ConversationCommand):
+    """Make it more or less urgent."""
+
+    PERMISSION = Permission.LABEL
+    priority: Priority
+
+
+class SetAttribute(ConversationCommand):
+    """Give a custom attribute a value; None takes it away."""
+
+    PERMISSION = Permission.LABEL
+    key: Slug
+    value: AttributeValue
+
+
+class ReassignContact(ConversationCommand):
+    """It is with another contact."""
+
+    PERMISSION = Permission.EDIT_CONTACT
+    contact_id: UUID
+
+    def names(self) -> Named:
+        """The contact must exist."""
+        return _named(contact=self.contact_id)
+
+
+# Contacts
+
+
+class ContactCommand(Command):
+    """An intent on one contact."""
+
+    STREAM = StreamType.CONTACT
+    PERMISSION = Permission.EDIT_CONTACT
+
+
+class RegisterContact(ContactCommand):
+    """Make a person outside known."""
+
+    contact_id: UUID
+    details: ContactDetails
+
+
+class ChangeContactDetails(ContactCommand):
+    """Replace what is known of a contact."""
+
+    details: ContactDetails
+
+
+# Directory
+
+
+class DirectoryCommand(Command):
+    """An intent on the workspace's own people and teams."""
+
+    PERMISSION = Permission.MANAGE_DIRECTORY
+
+
+class CreateWorkspace(DirectoryCommand):
+    """Give a company's data its own room."""
+
+    STREAM = StreamType.WORKSPACE
+    slug: Slug
+    name: Name
+
+
+class CreateSector(DirectoryCommand):
+    """Set up a team that serves."""
+
+    STREAM = StreamType.SECTOR
+    name: Name
+
+
+class RenameSector(DirectoryCommand):
+    """Call a sector something else."""
+
+    STREAM = StreamType.SECTOR
+    name: Name
+
+
+class DeactivateSector(DirectoryCommand):
+    """Close a sector."""
+
+    STREAM = StreamType.SECTOR
+
+
+class RegisterAgent(DirectoryCommand):
+    """Let a person inside serve."""
+
+    STREAM = StreamType.AGENT
+    name: Name
+    role: Slug = "agent"
+
+
+class ChangeAgentRole(DirectoryCommand):
+    """Change what an agent may do."""
+
+    STREAM = StreamType.AGENT
+    role: Slug
+
+
+class JoinSector(DirectoryCommand):
+    """Let an agent serve in a sector."""
+
+    STREAM = StreamType.AGENT
+    sector_id: UUID
+
+    def names(self) -> Named:
+        """The sector must be active."""
+        return _named(sector=self.sector_id)
+
+
+class LeaveSector(DirectoryCommand):
+    """Take an agent out of a sector."""
+
+    STREAM = StreamType.AGENT
+    sector_id: UUID
+
+
+class DeactivateAgent(DirectoryCommand):
+    """An agent left."""
+
+    STREAM = StreamType.AGENT
+
+
+class DefineRole(DirectoryCommand):
+    """Say what a role of the workspace may do."""
+
+    STREAM = StreamType.ROLE
+    name: Slug
+    grants: dict[Permission, Scope]
+
+
+class IssueToken(Command):
+    """Hand out an access token, of which only the hash comes in."""
+
+    STREAM = StreamType.TOKEN
+    PERMISSION = Permission.MANAGE_TOKENS
+    name: Name
+    secret_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    actor: Actor
+    role: Slug
+    expires_at: datetime | None = None
+
+
+class RevokeToken(Command):
+    """Make an access token stop working."""
+
+    STREAM = StreamType.TOKEN
+    PERMISSION = Permission.MANAGE_TOKENS
+    reason: Line = ""

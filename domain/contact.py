@@ -1,0 +1,67 @@
+"""A contact: the person outside.
+
+Invariant: an erased contact is never written to again.
+"""
+
+from dataclasses import dataclass
+from typing import assert_never
+from uuid import UUID
+
+from domain.commands import ChangeContactDetails, RegisterContact
+from domain.errors import AlreadyExistsError, ContactAlreadyErasedError, ContactNotFoundError
+from domain.events import (
+    ContactDetails,
+    ContactDetailsChanged,
+    ContactErased,
+    ContactRegistered,
+    DetailsChange,
+    Event,
+)
+
+Command = RegisterContact | ChangeContactDetails
+ContactEvent = ContactRegistered | ContactDetailsChanged | ContactErased
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What must be remembered of a contact to decide."""
+
+    id: UUID
+    details: ContactDetails
+    erased: bool = False
+
+
+def decide(command: Command, state: Contact | None) -> list[Event]:
+    """The events that ``command`` causes; none where it is already so."""
+    if state is not None and state.erased:
+        raise ContactAlreadyErasedError
+    match command:
+        case RegisterContact():
+            if state is None:
+                return [ContactRegistered(contact_id=command.contact_id, personal=command.details)]
+            if state.details == command.details:
+                return []
+            raise AlreadyExistsError
+        case ChangeContactDetails():
+            if state is None:
+                raise ContactNotFoundError
+            if state.details == command.details:
+                return []
+            change = DetailsChange(before=state.details, after=command.details)
+            return [ContactDetailsChanged(contact_id=state.id, personal=change)]
+        case _:
+            assert_never(command)
+
+
+def evolve(state: Contact | None, event: ContactEvent) -> Contact:
+    """The contact after ``event``."""
+    match event:
+        case ContactRegistered():
+            return Contact(id=event.contact_id, details=event.personal)
+        case ContactDetailsChanged():
+            return Contact(id=event.contact_id, details=event.personal.after)
+        case ContactErased():
+            assert state is not None, "only a registered contact can be erased"
+            return Contact(id=state.id, details=ContactDetails(), erased=True)
+        case _:
+            assert_never(event)

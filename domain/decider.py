@@ -1,0 +1,96 @@
+"""One step for every command: may the caller do it, what happens, and what is the aggregate after that.
+
+Invariant: permission and rules see the same state, the one that the new events follow upon.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from domain import contact, conversation, directory
+from domain.commands import AddNote, Command, Finalize, FinalizeAutomatically, OpenConversation, SendMessage
+from domain.contact import Contact
+from domain.conversation import Conversation
+from domain.directory import Known
+from domain.envelope import StreamType
+from domain.errors import ConversationNotFoundError, PermissionDeniedError
+from domain.events import ActorKind, Event, Owner, Surface
+from domain.permissions import Caller, Permission, may
+
+State = Any
+"""One of the aggregates' states: what `evolve` of the stream's type returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decider:
+    """An aggregate's pure functions and the type of its state."""
+
+    state: type
+    decide: Callable[[Any, Any, Known], list[Event]]
+    evolve: Callable[[Any, Any], State]
+
+    def fold(self, events: Sequence[Event], state: State | None = None) -> State | None:
+        """The state after ``events``, starting from ``state``."""
+        for event in events:
+            state = self.evolve(state, event)
+        return state
+
+
+DECIDERS: dict[StreamType, Decider] = {
+    StreamType.CONVERSATION: Decider(Conversation, conversation.decide, conversation.evolve),
+    StreamType.CONTACT: Decider(Contact, lambda command, state, _: contact.decide(command, state), contact.evolve),
+    StreamType.WORKSPACE: Decider(
+        directory.Workspace,
+        lambda command, state, _: directory.decide_workspace(command, state),
+        directory.evolve_workspace,
+    ),
+    StreamType.SECTOR: Decider(
+        directory.Sector, lambda command, state, _: directory.decide_sector(command, state), directory.evolve_sector
+    ),
+    StreamType.AGENT: Decider(directory.Agent, directory.decide_agent, directory.evolve_agent),
+    StreamType.ROLE: Decider(
+        directory.Role, lambda command, state, _: directory.decide_role(command, state), directory.evolve_role
+    ),
+    StreamType.TOKEN: Decider(
+        directory.Token, lambda command, state, _: directory.decide_token(command, state), directory.evolve_token
+    ),
+}
+"""How each kind of stream decides and folds."""
+
+
+def handle(command: Command, state: State | None, known: Known, caller: Caller) -> list[Event]:
+    """The events that ``command`` of ``caller`` causes in ``state``.
+
+    Raises a `DomainError`: not found (also for what lies outside the caller's scope), not permitted, or refused.
+    """
+    authorize(command, state, caller)
+    return DECIDERS[command.STREAM].decide(command, state, known)
+
+
+def authorize(command: Command, state: State | None, caller: Caller) -> None:
+    """Refuse what ``caller`` may not do; what they may not even see does not exist for them."""
+    permission = required_permission(command)
+    owner = None
+    if isinstance(command, OpenConversation):
+        owner = Owner(sector_id=command.sector_id, agent_id=command.agent_id)
+    elif isinstance(state, Conversation):
+        owner = state.owner
+        if not may(caller, Permission.VIEW, owner):
+            raise ConversationNotFoundError
+    if not may(caller, permission, owner):
+        msg = f"This needs the permission '{permission}', which your role does not grant here."
+        raise PermissionDeniedError(msg)
+    if isinstance(command, FinalizeAutomatically) and caller.actor.kind in {ActorKind.AGENT, ActorKind.CONTACT}:
+        msg = "Only bots, integrations and the system finalize automatically; finalize from the inbox or the listing."
+        raise PermissionDeniedError(msg)
+    in_own_name_only = caller.actor.kind in {ActorKind.AGENT, ActorKind.BOT}
+    if isinstance(command, SendMessage | AddNote) and in_own_name_only and command.author != caller.actor:
+        msg = "You may write in your own name only."
+        raise PermissionDeniedError(msg)
+
+
+def required_permission(command: Command) -> Permission:
+    """The permission that ``command`` needs."""
+    if isinstance(command, Finalize) and command.surface is Surface.LISTING:
+        return Permission.FINALIZE_FROM_LISTING
+    return command.PERMISSION
