@@ -18,14 +18,14 @@ APPEND_LOCK = 0x636F6E76_0002
 LOG_CHANNEL = "conversas_log"
 """NOTIFY channel that hints at new events; a hint only, so readers poll too."""
 
-_LIMITS = {
+LIMITS = {
     "lock_timeout": "10s",
     "statement_timeout": "60s",
     "idle_in_transaction_session_timeout": "15s",
     "timezone": "UTC",
     "jit": "off",
 }
-WRITER_LIMITS = _LIMITS | {
+WRITER_LIMITS = LIMITS | {
     "lock_timeout": "5s",
     "statement_timeout": "15s",
     "idle_in_transaction_session_timeout": "5s",
@@ -38,7 +38,7 @@ WRITER_LIMITS = _LIMITS | {
 }
 
 
-def with_settings(conninfo: str, settings: dict[str, str] = _LIMITS, application: str = "conversas") -> str:
+def with_settings(conninfo: str, settings: dict[str, str] = LIMITS, application: str = "conversas") -> str:
     """``conninfo`` with ``settings`` for every session (all limits unless said otherwise)."""
     options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     return make_conninfo(
@@ -47,7 +47,7 @@ def with_settings(conninfo: str, settings: dict[str, str] = _LIMITS, application
 
 
 def connect(
-    conninfo: str, settings: dict[str, str] = _LIMITS, *, application: str = "conversas", autocommit: bool = True
+    conninfo: str, settings: dict[str, str] = LIMITS, *, application: str = "conversas", autocommit: bool = True
 ) -> psycopg.Connection:
     """A connection with time limits."""
     return psycopg.connect(with_settings(conninfo, settings, application), autocommit=autocommit)
@@ -56,7 +56,7 @@ def connect(
 def migrate(conninfo: str) -> list[str]:
     """Apply the migrations that ``conninfo`` lacks, in order, under a lock; the names of those applied."""
     applied = []
-    with connect(conninfo, _LIMITS | {"lock_timeout": "60s", "statement_timeout": "0"}) as connection:
+    with connect(conninfo, LIMITS | {"lock_timeout": "60s", "statement_timeout": "0"}) as connection:
         connection.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
         connection.execute("create table if not exists migrations (name text primary key, applied_at timestamptz)")
         done = {name for (name,) in connection.execute("select name from migrations")}

@@ -53,5 +53,7 @@ create table snapshots (
 -- How far each projection has read. One row per read model, moved in the transaction that changes its rows.
 create table projection_positions (
     name     text   not null primary key,
-    position bigint not null
+    position bigint not null,
+    shape    text,   -- digest of its tables' definition
+    halted   text    -- why it does not go on; null: it does
 );

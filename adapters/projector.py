@@ -1,0 +1,178 @@
+"""Projecting: read the log in batches and move each read model on, rows and position in one transaction.
+
+Invariant: a read model's rows are the fold of exactly the events up to its position, across `kill -9` and with any
+number of projectors: the position's row is locked while they change.
+"""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import psycopg
+
+from adapters.event_log import EventLog
+from adapters.postgres import LIMITS, connect
+from domain.envelope import RecordedEvent
+from projections.directory import Directory
+from projections.history import History
+from projections.listing import Listing
+from projections.read_model import ReadModel
+
+log = logging.getLogger(__name__)
+
+READ_MODELS: tuple[ReadModel, ...] = (Directory(), Listing(), History())
+"""Every read model there is; the directory first, since access depends on it."""
+
+BATCH_SIZE = 2_000
+RETRY_SECONDS = 5.0
+
+
+class StaleReadModelError(Exception):
+    """The tables of a read model have another shape than this version of the program expects."""
+
+
+def shape(model: ReadModel) -> str:
+    """A digest of the read model's tables; another one asks for a rebuild."""
+    return hashlib.sha256(model.ddl.encode()).hexdigest()[:16]
+
+
+def create_missing(conninfo: str) -> None:
+    """Create the tables of read models that have none yet."""
+    with connect(conninfo, autocommit=False) as connection:
+        connection.execute("lock table projection_positions in exclusive mode")
+        present = {name for (name,) in connection.execute("select name from projection_positions")}
+        for model in (model for model in READ_MODELS if model.name not in present):
+            connection.execute(model.ddl.encode())
+            connection.execute(
+                "insert into projection_positions (name, position, shape) values (%s, 0, %s)",
+                (model.name, shape(model)),
+            )
+
+
+class Projector:
+    """Moves read models on, one batch after another. Used by one thread."""
+
+    def __init__(
+        self, conninfo: str, models: Sequence[ReadModel] = READ_MODELS, *, batch_size: int = BATCH_SIZE
+    ) -> None:
+        self._log = EventLog(conninfo, application="conversas-projector")
+        self._conninfo = conninfo
+        self._models = models
+        self._batch_size = batch_size
+        self._connection: psycopg.Connection | None = None
+        self._batch: tuple[tuple[int, int], list[RecordedEvent]] = ((-1, 0), [])
+        self._positions: dict[str, int] = {}
+        self._retry_at: dict[str, float] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Project until ``stop`` is set; waits for new events, and for a database that went away to come back."""
+        while not stop.is_set():
+            try:
+                if not self.advance_all():
+                    self._log.wait(0.5)
+            except psycopg.OperationalError as error:
+                log.warning("database connection lost, trying again: %s", error)
+                self._discard_connection()
+                stop.wait(1.0)
+
+    def catch_up(self, progress: Callable[[int, int], None] = lambda _position, _head: None) -> None:
+        """Project until every read model that is not halted has all that the log held when this began.
+
+        ``progress`` is told the lowest position and the log's head.
+        """
+        head = self._log.head()
+        while self.advance_all():
+            position = min(self._positions.values())
+            progress(position, head)
+            if position >= head:
+                return
+
+    def advance_all(self) -> bool:
+        """Move each read model on by one batch at most; whether any moved."""
+        head = self._log.head()
+        behind = [model for model in self._models if self._positions.get(model.name, -1) < head]
+        return sum(self._advance_or_halt(model) for model in behind) > 0
+
+    def _advance_or_halt(self, model: ReadModel) -> bool:
+        """Move ``model`` on; one that cannot digest an event stays before it, says so, and holds up no other."""
+        if monotonic() < self._retry_at.get(model.name, 0.0):
+            return False
+        try:
+            return self.advance(model, self._batch_size)
+        except psycopg.OperationalError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
+            log.warning("projection %s failed on a batch, trying event by event: %s", model.name, error)
+        before = self._positions.get(model.name)
+        try:
+            for _ in range(self._batch_size):
+                self.advance(model, 1)
+        except psycopg.OperationalError:
+            raise
+        except Exception as error:
+            log.exception("projection %s is halted", model.name)
+            self._halt(model, error)
+        return self._positions.get(model.name) != before
+
+    def advance(self, model: ReadModel, limit: int) -> bool:
+        """Apply the next ``limit`` events to ``model`` in one transaction; whether there were any."""
+        connection = self._connected()
+        with connection.transaction():
+            position = lock_position(connection, model)
+            events = self._events(position, limit)
+            if events:
+                model.apply(connection, events)
+                position = events[-1].position
+                move_position(connection, model, position)
+        self._positions[model.name] = position
+        return bool(events)
+
+    def _events(self, after: int, limit: int) -> list[RecordedEvent]:
+        """The next events; models at the same position share what was read and decoded."""
+        if self._batch[0] != (after, limit) or not self._batch[1]:
+            self._batch = ((after, limit), self._log.read(after, limit))
+        return self._batch[1]
+
+    def _halt(self, model: ReadModel, error: Exception) -> None:
+        self._retry_at[model.name] = monotonic() + RETRY_SECONDS
+        reason = f"{type(error).__name__}: {error}"[:1_000].replace("\0", "")
+        self._connected().execute("update projection_positions set halted = %s where name = %s", (reason, model.name))
+
+    def _connected(self) -> psycopg.Connection:
+        if self._connection is None or self._connection.closed:
+            # A commit that is lost in a crash is projected again, rows and position alike.
+            settings = LIMITS | {"synchronous_commit": "off"}
+            self._connection = connect(self._conninfo, settings, application="conversas-projector")
+        return self._connection
+
+    def _discard_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._discard_connection()
+        self._log.close()
+
+
+def lock_position(connection: psycopg.Connection, model: ReadModel) -> int:
+    """The position of ``model``, which nobody else can move until this transaction ends."""
+    row = connection.execute(
+        "select position, shape from projection_positions where name = %s for update", (model.name,), prepare=True
+    ).fetchone()
+    if row is None or row[1] != shape(model):
+        msg = f"the tables of '{model.name}' are not of this version; run: conversas rebuild {model.name}"
+        raise StaleReadModelError(msg)
+    return int(row[0])
+
+
+def move_position(connection: psycopg.Connection, model: ReadModel, position: int) -> None:
+    """Note that ``model`` holds all events up to ``position``."""
+    connection.execute(
+        "update projection_positions set position = %s, halted = null where name = %s",
+        (position, model.name),
+        prepare=True,
+    )

@@ -1,0 +1,72 @@
+"""Rebuilding a read model from the log into a shadow beside the live one, which goes on serving until the swap.
+
+Invariant: after the swap the tables are the fold of the log up to the position that is stored with them; a rebuild
+that is killed changes nothing.
+"""
+
+from collections.abc import Callable
+
+import psycopg
+
+from adapters.event_log import EventLog
+from adapters.postgres import LIMITS, connect
+from adapters.projector import BATCH_SIZE, shape
+from projections.read_model import ReadModel
+
+SHADOW = "shadow"
+"""The schema in which the copies are filled."""
+
+
+def rebuild(
+    conninfo: str,
+    model: ReadModel,
+    progress: Callable[[int, int], None] = lambda _position, _head: None,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> int:
+    """Fold the whole log into new tables of ``model`` and put them in the place of the live ones.
+
+    ``progress`` is told the position reached and the log's head. Returns the position of the new tables.
+    """
+    settings = LIMITS | {"synchronous_commit": "off", "statement_timeout": "0", "search_path": f"{SHADOW},public"}
+    with connect(conninfo, settings, application="conversas-rebuild") as connection, EventLog(conninfo) as log:
+        connection.execute("select pg_advisory_lock(hashtext(%s))", (f"conversas rebuild {model.name}",))
+        create, index = _statements(model.ddl)
+        connection.execute(f"create schema if not exists {SHADOW}".encode())
+        _drop(connection, model, SHADOW)
+        connection.execute(create.encode())
+        position = 0
+        while events := log.read(position, batch_size):
+            with connection.transaction():
+                model.apply(connection, events)
+            position = events[-1].position
+            progress(position, log.head())
+        connection.execute(index.encode())
+        for table in model.tables:
+            connection.execute(f"analyze {SHADOW}.{table}".encode())
+        with connection.transaction():
+            connection.execute("select 1 from projection_positions where name = %s for update", (model.name,))
+            while events := log.read(position, batch_size):
+                model.apply(connection, events)
+                position = events[-1].position
+            _drop(connection, model, "public")
+            for table in model.tables:
+                connection.execute(f"alter table {SHADOW}.{table} set schema public".encode())
+            connection.execute(
+                "insert into projection_positions (name, position, shape) values (%s, %s, %s)"
+                " on conflict (name) do update set position = excluded.position, shape = excluded.shape, halted = null",
+                (model.name, position, shape(model)),
+            )
+    return position
+
+
+def _statements(ddl: str) -> tuple[str, str]:
+    """The statements that create tables, and those that create indexes: these come last, over the full table."""
+    statements = [statement.strip() for statement in ddl.split(";\n") if statement.strip()]
+    indexes = [statement for statement in statements if statement.startswith("create index")]
+    return ";\n".join(s for s in statements if s not in indexes), ";\n".join(indexes)
+
+
+def _drop(connection: psycopg.Connection, model: ReadModel, schema: str) -> None:
+    for table in model.tables:
+        connection.execute(f"drop table if exists {schema}.{table}".encode())

@@ -1,0 +1,155 @@
+"""The directory: who is inside, what their roles grant, and which access tokens work.
+
+Invariant: a token is found only by its hash; a revoked one stays, so that the history can name it.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, LiteralString, NamedTuple
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from domain.envelope import RecordedEvent
+from domain.events import (
+    AgentDeactivated,
+    AgentJoinedSector,
+    AgentLeftSector,
+    AgentRegistered,
+    AgentRoleChanged,
+    RoleDefined,
+    SectorCreated,
+    SectorDeactivated,
+    SectorRenamed,
+    TokenIssued,
+    TokenRevoked,
+    WorkspaceCreated,
+)
+
+DDL = """
+create table workspaces (
+    id   uuid not null primary key,
+    slug text not null,
+    name text not null
+);
+create table sectors (
+    workspace_id uuid    not null,
+    id           uuid    not null,
+    name         text    not null,
+    active       boolean not null,
+    primary key (workspace_id, id)
+);
+create table agents (
+    workspace_id uuid    not null,
+    id           uuid    not null,
+    name         text    not null,
+    role         text    not null,
+    active       boolean not null,
+    sectors      uuid[]  not null,
+    primary key (workspace_id, id)
+);
+create table roles (
+    workspace_id uuid  not null,
+    name         text  not null,
+    grants       jsonb not null,
+    primary key (workspace_id, name)
+);
+create table tokens (
+    workspace_id  uuid        not null,
+    id            uuid        not null,
+    name          text        not null,
+    secret_sha256 text        not null unique,
+    actor_kind    text        not null,
+    actor_id      text        not null,
+    role          text        not null,
+    issued_at     timestamptz not null,
+    expires_at    timestamptz,
+    revoked       boolean     not null,
+    primary key (workspace_id, id)
+);
+"""
+
+Statement = tuple[LiteralString, tuple[Any, ...]]
+
+
+class Directory:
+    """The read model of workspaces, sectors, agents, roles and tokens."""
+
+    name = "directory"
+    tables: tuple[str, ...] = ("workspaces", "sectors", "agents", "roles", "tokens")
+    ddl = DDL
+
+    def apply(self, connection: psycopg.Connection[Any], events: Sequence[RecordedEvent]) -> None:
+        """Change the rows that ``events`` are about; rare events, so a statement each."""
+        statements = [statement for recorded in events if (statement := _change(recorded))]
+        with connection.pipeline():
+            for query, values in statements:
+                connection.execute(query, values)
+
+
+def _change(recorded: RecordedEvent) -> Statement | None:
+    workspace_id, _ = key = (recorded.stream.workspace_id, recorded.stream.id)
+    match recorded.event:
+        case WorkspaceCreated(slug=slug, name=name):
+            return "insert into workspaces values (%s, %s, %s)", (workspace_id, slug, name)
+        case SectorCreated(name=name):
+            return "insert into sectors values (%s, %s, %s, true)", (*key, name)
+        case SectorRenamed(after=name):
+            return "update sectors set name = %s where workspace_id = %s and id = %s", (name, *key)
+        case SectorDeactivated():
+            return "update sectors set active = false where workspace_id = %s and id = %s", key
+        case AgentRegistered(name=name, role=role):
+            return "insert into agents values (%s, %s, %s, %s, true, '{}')", (*key, name, role)
+        case AgentRoleChanged(after=role):
+            return "update agents set role = %s where workspace_id = %s and id = %s", (role, *key)
+        case AgentJoinedSector(sector_id=sector_id):
+            query: LiteralString = (
+                "update agents set sectors = array_append(sectors, %s) where workspace_id = %s and id = %s"
+            )
+            return query, (sector_id, *key)
+        case AgentLeftSector(sector_id=sector_id):
+            query = "update agents set sectors = array_remove(sectors, %s) where workspace_id = %s and id = %s"
+            return query, (sector_id, *key)
+        case AgentDeactivated():
+            return "update agents set active = false where workspace_id = %s and id = %s", key
+        case RoleDefined(name=name, grants=grants):
+            query = (
+                "insert into roles values (%s, %s, %s)"
+                " on conflict (workspace_id, name) do update set grants = excluded.grants"
+            )
+            return query, (workspace_id, name, Jsonb(grants))
+        case TokenIssued() as token:
+            query = "insert into tokens values (%s, %s, %s, %s, %s, %s, %s, %s, %s, false)"
+            actor = (token.actor.kind.value, token.actor.id)
+            at = recorded.recorded_at
+            return query, (*key, token.name, token.secret_sha256, *actor, token.role, at, token.expires_at)
+        case TokenRevoked():
+            return "update tokens set revoked = true where workspace_id = %s and id = %s", key
+        case _:
+            return None  # about conversations and contacts: not the directory's
+
+
+class TokenHolder(NamedTuple):
+    """What a request may do that carries a token: everything but the role's grants, which may be built in."""
+
+    workspace_id: UUID
+    token_id: UUID
+    actor_kind: str
+    actor_id: str
+    role: str
+    own_grants: dict[str, str] | None
+    """The grants of a role that the workspace defined; None: not defined by it."""
+    expires_at: datetime | None
+    sectors: list[UUID] | None
+    """The sectors of the agent who holds it; None: no active agent's."""
+
+
+HOLDER_QUERY: LiteralString = """
+select t.workspace_id, t.id, t.actor_kind, t.actor_id, coalesce(a.role, t.role), r.grants, t.expires_at, a.sectors
+from tokens t
+left join agents a
+    on t.actor_kind = 'agent' and a.workspace_id = t.workspace_id and a.id::text = t.actor_id and a.active
+left join roles r on r.workspace_id = t.workspace_id and r.name = coalesce(a.role, t.role)
+where t.secret_sha256 = %s and not t.revoked and (t.actor_kind <> 'agent' or a.id is not null)"""
+"""The holder of a token by the hash of its secret; no row for one that is unknown, revoked, or of an agent who left."""
