@@ -24,7 +24,7 @@ from typing import Self
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 POM = Path(__file__).parent / "kafka" / "pom.xml"
 DEFAULT_CACHE = Path(".data/kafka/libs")
@@ -98,7 +98,7 @@ def fetch_jars(cache: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if directory.is_dir():
             return directory
-        logger.info("Fetching the jars of Apache Kafka into %s.", directory)
+        log.info("Fetching the jars of Apache Kafka into %s.", directory)
         with tempfile.TemporaryDirectory(dir=directory.parent) as partial:
             goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={partial}/libs"]
             done = subprocess.run(  # noqa: S603  # our own arguments, no shell
@@ -300,25 +300,11 @@ class KafkaBroker:
         self._process = None
 
 
-def main() -> None:
-    """Run a broker in the foreground until it is interrupted: port (default 9092) and directory as arguments."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("kafka").setLevel(logging.WARNING)
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 9092
-    directory = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(".data/kafka/broker")  # noqa: PLR2004  # the second
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        with KafkaBroker(directory, port=port) as broker:
-            logger.info("Apache Kafka listens on %s; Ctrl-C stops it.", broker.bootstrap_servers)
-            while broker.pid is not None:
-                time.sleep(1)
-            logger.error("Apache Kafka ended by itself; its log: %s", broker.log_path)
-            sys.exit(1)
-    except KafkaUnavailableError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        logger.info("Stopped.")
-
-
-if __name__ == "__main__":
-    main()
+def serve(directory: Path, port: int = 9092) -> None:
+    """Run a broker for a person until it is interrupted or ends; raises `KafkaUnavailableError`."""
+    with KafkaBroker(directory, port=port) as broker, contextlib.suppress(KeyboardInterrupt):
+        log.info("Apache Kafka listens on %s; Ctrl-C stops it.", broker.bootstrap_servers)
+        while broker.pid is not None:
+            time.sleep(1)
+        message = f"Apache Kafka ended by itself; its log: {broker.log_path}"
+        raise KafkaUnavailableError(message)

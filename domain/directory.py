@@ -109,7 +109,8 @@ class Known:
     contacts: Mapping[UUID, Contact] = field(default_factory=dict)
     sectors: Mapping[UUID, Sector] = field(default_factory=dict)
     agents: Mapping[UUID, Agent] = field(default_factory=dict)
-    presence: Mapping[UUID, Presence] = field(default_factory=dict)
+    presence: Mapping[UUID, Presence] | None = None
+    """Who can be reached right now, absent meaning offline; None: not known, as for the past."""
 
     def contact(self, id_: UUID) -> Contact:
         """The contact, who must exist and not be erased."""
@@ -251,7 +252,7 @@ def decide_token(command: IssueToken | RevokeToken, state: Token | None) -> list
         case IssueToken():
             if state is None:
                 return [TokenIssued(**dict(command))]
-            if state.secret_sha256 == command.secret_sha256:
+            if state == evolve_token(None, TokenIssued(**dict(command))):
                 return []
             raise AlreadyExistsError
         case RevokeToken():

@@ -196,7 +196,7 @@ class ConversationTransferred(Event):
     target: Owner
     reason: Line
     target_presence: Presence | None
-    """The agent's presence at that moment; None for a queue."""
+    """The agent's presence at that moment; None for a queue, or where it is not known."""
 
 
 class FinalizedPersonal(Fact):

@@ -19,7 +19,6 @@ CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A real PostgreSQL server, for as long as the tests run."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix="conversas-pg-") as directory, embedded(Path(directory) / "pg") as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("create database template_conversas")

@@ -1,0 +1,498 @@
+"""Conversations over HTTP: open one, act on it, find it, read it.
+
+Invariant: a command route only turns the request into a command; what is allowed is decided in the domain.
+"""
+
+import re
+import secrets
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, cast
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from starlette.responses import Response
+from uuid_utils.compat import uuid7
+
+from adapters.codec import decode
+from api import demo
+from api.access import QUERY_PROBLEMS, Authenticated, Commands, answer, command_route, require
+from api.history import HistoryPage, entry
+from api.queries import (
+    AtLeast,
+    Cursor,
+    Limit,
+    Position,
+    as_json,
+    decode_cursor,
+    encode_cursor,
+    fetch,
+    invalid,
+    wait_for,
+)
+from domain.commands import (
+    AddLabel,
+    AddNote,
+    Assume,
+    ChangePriority,
+    Finalize,
+    FinalizeAutomatically,
+    HandOffFromBot,
+    HandOffToBot,
+    MarkPending,
+    OpenConversation,
+    ReassignContact,
+    ReceiveMessage,
+    RemoveLabel,
+    Reopen,
+    SendMessage,
+    SetAttribute,
+    Transfer,
+)
+from domain.errors import ConversationNotFoundError, InvalidCommandError
+from domain.events import (
+    Actor,
+    Attachment,
+    Fact,
+    FinalizationCause,
+    Line,
+    MessageKind,
+    MessageReceived,
+    MessageSent,
+    NoteAdded,
+    Priority,
+    Slug,
+    Status,
+    Surface,
+    Text,
+)
+from domain.permissions import Caller, Permission
+from projections.history import COLUMNS as HISTORY_COLUMNS
+from projections.listing_query import Bar, Page, Sort, one, page, shown
+
+router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
+ConversationId = Annotated[UUID, Path(description="the conversation's id", examples=[demo.CONVERSATION])]
+
+
+class Opening(Fact):
+    """A conversation to start."""
+
+    id: Annotated[UUID | None, Field(description="chosen by the client, so that a repeat is recognised")] = None
+    protocol: Annotated[
+        str | None, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$", description="else one is made up")
+    ] = None
+    channel: Slug
+    contact_id: UUID
+    sector_id: UUID | None = None
+    agent_id: Annotated[UUID | None, Field(description="yourself, to have it at once")] = None
+    subject: Line | None = None
+
+
+class Message(Fact):
+    """A message that the contact wrote (received) or that is written to them (sent)."""
+
+    direction: Literal["received", "sent"]
+    message_id: Annotated[UUID | None, Field(description="the channel's id for it, so that a repeat is recognised")] = (
+        None
+    )
+    kind: MessageKind = MessageKind.TEXT
+    text: Text = ""
+    attachments: Annotated[tuple[Attachment, ...], Field(max_length=50)] = ()
+    author: Annotated[Actor | None, Field(description="who wrote it, where an integration says it")] = None
+
+
+class Note(Fact):
+    """Something that the contact does not see."""
+
+    message_id: UUID | None = None
+    text: Text
+
+
+class Assumption(Fact):
+    """Who takes it; without ``agent_id`` the caller."""
+
+    agent_id: UUID | None = None
+
+
+class Finalization(Fact):
+    """Ending it: by a person in the inbox or from the listing, or (with ``cause``) without a person."""
+
+    surface: Literal[Surface.INBOX, Surface.LISTING, Surface.AUTOMATION, Surface.BOT]
+    outcome: Line = ""
+    comment: Text | None = None
+    cause: FinalizationCause | None = None
+
+
+def new_protocol() -> str:
+    """A number to tell on the phone: the day and twelve random digits, 20 in all as is usual in Brazil."""
+    return f"{datetime.now(UTC):%Y%m%d}{secrets.randbelow(10**12):012d}"
+
+
+@command_route(
+    router,
+    "",
+    "Open a conversation",
+    status=201,
+    example={"channel": "whatsapp", "contact_id": str(demo.CONTACT), "sector_id": str(demo.SECTOR)},
+)
+async def open_conversation(body: Opening, commands: Commands) -> Response:
+    """Start a conversation with a contact; it is pending, or in progress where you open it for yourself."""
+    command = OpenConversation(
+        protocol=body.protocol or new_protocol(),
+        channel=body.channel,
+        contact_id=body.contact_id,
+        sector_id=body.sector_id,
+        agent_id=body.agent_id,
+        subject=body.subject,
+    )
+    return answer(await commands.execute(command, body.id or uuid7()), 201, "/v1/conversations")
+
+
+@command_route(
+    router,
+    "/{id}/messages",
+    "Record a message",
+    example={"direction": "received", "text": "Bom dia! Meu pedido não chegou."},
+)
+async def add_message(id: ConversationId, body: Message, commands: Commands) -> Response:
+    """Record what the contact wrote, or what is written to them; a repeated ``message_id`` is recognised."""
+    message_id = body.message_id or uuid7()
+    content = {"kind": body.kind, "text": body.text, "attachments": body.attachments}
+    if body.direction == "received":
+        command: ReceiveMessage | SendMessage = ReceiveMessage(message_id=message_id, **content)
+    else:
+        command = SendMessage(message_id=message_id, author=body.author or commands.caller.actor, **content)
+    key = f"message:{id}:{message_id}" if body.message_id else None
+    return answer(await commands.execute(command, id, key=key))
+
+
+@command_route(router, "/{id}/notes", "Add a note", example={"text": "Cliente antigo, prioridade."})
+async def add_note(id: ConversationId, body: Note, commands: Commands) -> Response:
+    """Write something that the contact does not see."""
+    message_id = body.message_id or uuid7()
+    command = AddNote(message_id=message_id, author=commands.caller.actor, text=body.text)
+    key = f"message:{id}:{message_id}" if body.message_id else None
+    return answer(await commands.execute(command, id, key=key))
+
+
+@command_route(
+    router, "/{id}/handoff-to-bot", "Hand off to a bot", example={"bot": "triagem", "reason": "fora do horário"}
+)
+async def hand_off_to_bot(id: ConversationId, body: HandOffToBot, commands: Commands) -> Response:
+    """Let a bot answer."""
+    return answer(await commands.execute(body, id))
+
+
+@command_route(
+    router,
+    "/{id}/handoff-from-bot",
+    "Hand off from the bot",
+    example={"sector_id": str(demo.SECTOR), "reason": "pediu uma pessoa"},
+)
+async def hand_off_from_bot(id: ConversationId, body: HandOffFromBot, commands: Commands) -> Response:
+    """The bot gives up its turn (transbordo); a person must pick it up."""
+    return answer(await commands.execute(body, id))
+
+
+@command_route(router, "/{id}/pending", "Put back to the queue", example={"reason": "released"})
+async def mark_pending(id: ConversationId, body: MarkPending, commands: Commands) -> Response:
+    """Let it go back to a sector's queue."""
+    return answer(await commands.execute(body, id))
+
+
+@command_route(router, "/{id}/assume", "Assume", example={})
+async def assume(id: ConversationId, body: Assumption, commands: Commands) -> Response:
+    """Take it; an integration says who does."""
+    agent_id = body.agent_id or commands.caller.agent_id
+    if agent_id is None:
+        msg = "This token is no agent's: say which agent assumes it, in 'agent_id'."
+        raise InvalidCommandError(msg)
+    return answer(await commands.execute(Assume(agent_id=agent_id), id))
+
+
+@command_route(
+    router, "/{id}/transfer", "Transfer", example={"sector_id": str(demo.OTHER_SECTOR), "reason": "quer comprar mais"}
+)
+async def transfer(id: ConversationId, body: Transfer, commands: Commands) -> Response:
+    """Give it to a sector's queue, or to an agent."""
+    return answer(await commands.execute(body, id))
+
+
+@command_route(
+    router,
+    "/{id}/finalize",
+    "Finalize",
+    example={"surface": "listing", "outcome": "resolvida", "comment": "Pedido reenviado."},
+)
+async def finalize(id: ConversationId, body: Finalization, commands: Commands) -> Response:
+    """End it. ``surface`` says where from, which is a permission of its own and stays in the history for ever."""
+    if body.surface in {Surface.INBOX, Surface.LISTING}:
+        if body.cause is not None:
+            msg = "A 'cause' belongs to the surfaces 'automation' and 'bot'; a person gives an 'outcome'."
+            raise InvalidCommandError(msg)
+        command: Finalize | FinalizeAutomatically = Finalize(
+            surface=body.surface, outcome=body.outcome, comment=body.comment
+        )
+    elif body.cause is None:
+        msg = "Without a person, say why: give a 'cause'."
+        raise InvalidCommandError(msg)
+    else:
+        command = FinalizeAutomatically(cause=body.cause)
+    return answer(await commands.execute(command, id, surface=body.surface))
+
+
+@command_route(router, "/{id}/reopen", "Reopen", example={"reason": "o cliente voltou"})
+async def reopen(id: ConversationId, body: Reopen, commands: Commands) -> Response:
+    """Go on with a finalized conversation: a new episode."""
+    return answer(await commands.execute(body, id))
+
+
+@command_route(router, "/{id}/labels", "Add a label", example={"label": "vip"})
+async def add_label(id: ConversationId, body: AddLabel, commands: Commands) -> Response:
+    """Put a label on."""
+    return answer(await commands.execute(body, id))
+
+
+@command_route(router, "/{id}/labels/{label}", "Remove a label", method="DELETE")
+async def remove_label(
+    id: ConversationId, label: Annotated[Slug, Path(examples=["vip"])], commands: Commands
+) -> Response:
+    """Take a label off."""
+    return answer(await commands.execute(RemoveLabel(label=label), id))
+
+
+@command_route(router, "/{id}/priority", "Change the priority", example={"priority": "high"})
+async def change_priority(id: ConversationId, body: ChangePriority, commands: Commands) -> Response:
+    """Make it more or less urgent."""
+    return answer(await commands.execute(body, id))
+
+
+@command_route(router, "/{id}/attributes", "Set an attribute", example={"key": "pedido", "value": "4711"})
+async def set_attribute(id: ConversationId, body: SetAttribute, commands: Commands) -> Response:
+    """Give a custom attribute a value; null takes it away."""
+    return answer(await commands.execute(body, id))
+
+
+@command_route(router, "/{id}/contact", "Reassign to another contact", example={"contact_id": str(demo.OTHER_CONTACT)})
+async def reassign_contact(id: ConversationId, body: ReassignContact, commands: Commands) -> Response:
+    """It turned out to be with another contact."""
+    return answer(await commands.execute(body, id))
+
+
+class ConversationView(BaseModel):
+    """A conversation as the listing shows it. Times are when things happened; durations are seconds per episode."""
+
+    id: UUID
+    protocol: str
+    channel: str
+    status: Status
+    sector_id: UUID | None
+    agent_id: UUID | None
+    bot: str | None
+    contact_id: UUID
+    contact_name: str | None
+    contact_phones: list[str]
+    contact_emails: list[str]
+    contact_attributes: dict[str, Any]
+    subject: str | None
+    priority: Priority
+    labels: list[str]
+    attributes: dict[str, Any]
+    opened_at: datetime
+    opened_by: str
+    last_activity_at: datetime
+    finalized_at: datetime | None
+    finalized_from: Literal["inbox", "listing", "automatically"] | None
+    finalized_by: str | None
+    finalized_cause: FinalizationCause | None
+    outcome: str | None
+    episode: int
+    episode_started_at: datetime
+    waiting_since: datetime | None
+    waiting_seconds: float
+    first_response_seconds: float | None
+    resolution_seconds: float | None
+    unanswered_since: datetime | None
+    unread: int
+    sectors: list[UUID]
+    agents: list[UUID]
+    bots: list[str]
+    participants: list[str]
+    transfers: int
+    reopenings: int
+    messages_received: int
+    messages_sent: int
+    notes: int
+    version: int
+    position: int
+
+
+class ConversationPage(BaseModel):
+    """A page of the listing; ``next`` is the cursor of the next one."""
+
+    items: list[ConversationView]
+    next: str | None
+
+
+class ListingParameters(BaseModel):
+    """The filter bar, sort and page."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Annotated[list[Status], Field(max_length=4)] = []
+    channel: Annotated[list[Slug], Field(max_length=50)] = []
+    sector: Annotated[list[UUID], Field(max_length=200)] = []
+    agent: Annotated[list[UUID], Field(max_length=200)] = []
+    bot: Annotated[list[Slug], Field(max_length=50)] = []
+    label: Annotated[list[Slug], Field(max_length=50)] = []
+    opened_from: AwareDatetime | None = None
+    opened_until: AwareDatetime | None = None
+    last_activity_from: AwareDatetime | None = None
+    last_activity_until: AwareDatetime | None = None
+    finalized_from: AwareDatetime | None = None
+    finalized_until: AwareDatetime | None = None
+    q: Annotated[Line | None, Field(description="protocol, or the contact's name, phone or e-mail")] = None
+    sort: Sort = Sort.LAST_ACTIVITY
+    order: Literal["desc", "asc"] = "desc"
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+    cursor: Annotated[str | None, Field(max_length=500, description="`next` of the page before")] = None
+    at_least: Annotated[
+        Position | None, Field(description="wait, briefly, until the listing has this position of a command's answer")
+    ] = None
+
+
+@router.get("", summary="List conversations", response_model=ConversationPage, responses=QUERY_PROBLEMS)
+async def list_conversations(
+    request: Request, caller: Authenticated, wanted: Annotated[ListingParameters, Query()]
+) -> Response:
+    """The conversations that you may see and that fit the filters; several values of one filter are alternatives."""
+    require(caller, Permission.VIEW)
+    after = decode_cursor(wanted.cursor, str, str, str, UUID)
+    if after is not None and after[:2] != [wanted.sort.value, wanted.order]:
+        raise invalid("cursor", "belongs to another sort; start again without it")
+    if after is not None and not _SORT_VALUE.fullmatch(after[2]):
+        raise invalid("cursor", "is not one of ours; start again without it")
+    await wait_for(request, "listing", wanted.at_least)
+    bar = Bar(
+        **wanted.model_dump(exclude={"q", "sort", "order", "limit", "cursor", "at_least"}),
+        text=wanted.q,
+    )
+    statement = page(
+        caller,
+        Page(
+            bar=bar,
+            sort=wanted.sort,
+            descending=wanted.order == "desc",
+            after=(after[2], after[3]) if after else None,
+            limit=wanted.limit,
+        ),
+    )
+    rows = await fetch(request, *statement)
+    more = len(rows) > wanted.limit
+    rows = rows[: wanted.limit]
+    cursor = encode_cursor(wanted.sort, wanted.order, rows[-1]["sort_value"], rows[-1]["id"]) if more else None
+    return as_json({"items": [shown(row) for row in rows], "next": cursor})
+
+
+_SORT_VALUE = re.compile(r"-?infinity|[0-3]|\d{4,6}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?[+-]\d\d(:\d\d)*( BC)?")
+
+
+async def _visible(request: Request, caller: Caller, id_: UUID) -> dict[str, Any]:
+    require(caller, Permission.VIEW)
+    rows = await fetch(request, *one(caller, id_))
+    if not rows:
+        raise ConversationNotFoundError
+    return rows[0]
+
+
+@router.get("/{id}", summary="Get a conversation", response_model=ConversationView, responses=QUERY_PROBLEMS)
+async def get_conversation(
+    id: ConversationId, request: Request, caller: Authenticated, at_least: AtLeast = None
+) -> Response:
+    """The conversation as the listing shows it, its version as the ETag."""
+    await wait_for(request, "listing", at_least)
+    row = await _visible(request, caller, id)
+    return as_json(shown(row), {"ETag": f'"{row["version"]}"'})
+
+
+class MessageView(BaseModel):
+    """A message or note, from the log."""
+
+    version: int
+    direction: Literal["received", "sent", "note"]
+    message_id: UUID
+    author: Actor
+    kind: MessageKind
+    text: str
+    attachments: list[dict[str, Any]]
+    occurred_at: datetime
+    recorded_at: datetime
+
+
+class MessagePage(BaseModel):
+    """A page of messages, oldest first; ``next`` is the cursor of the next one."""
+
+    items: list[MessageView]
+    next: str | None
+
+
+_DIRECTIONS = {MessageReceived.TOPIC: "received", MessageSent.TOPIC: "sent", NoteAdded.TOPIC: "note"}
+
+
+@router.get("/{id}/messages", summary="Read its messages", response_model=MessagePage, responses=QUERY_PROBLEMS)
+async def get_messages(
+    id: ConversationId, request: Request, caller: Authenticated, limit: Limit = 100, cursor: Cursor = None
+) -> Response:
+    """The conversation's messages and notes, oldest first."""
+    await _visible(request, caller, id)
+    after = decode_cursor(cursor, int) or [0]
+    rows = await fetch(
+        request,
+        "select version, topic, data, occurred_at, recorded_at from events where workspace_id = %s and stream_id = %s"
+        " and version > %s and topic = any(%s) order by version limit %s",
+        (caller.workspace_id, id, *after, list(_DIRECTIONS), limit + 1),
+    )
+    items = [_message(row) for row in rows[:limit]]
+    more = len(rows) > limit
+    return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})
+
+
+def _message(row: dict[str, Any]) -> dict[str, Any]:
+    event = cast("MessageReceived | MessageSent | NoteAdded", decode(row["topic"], row["data"]))
+    said = event.personal.model_dump(mode="json")
+    return {
+        "version": row["version"],
+        "direction": _DIRECTIONS[row["topic"]],
+        "message_id": event.message_id,
+        "author": event.author.model_dump(mode="json"),
+        "kind": MessageKind.TEXT if isinstance(event, NoteAdded) else event.kind,
+        "text": said["text"],
+        "attachments": said.get("attachments", []),
+        "occurred_at": row["occurred_at"],
+        "recorded_at": row["recorded_at"],
+    }
+
+
+@router.get("/{id}/history", summary="Read its history", response_model=HistoryPage, responses=QUERY_PROBLEMS)
+async def get_history(
+    id: ConversationId,
+    request: Request,
+    caller: Authenticated,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    at_least: AtLeast = None,
+) -> Response:
+    """Everything that happened to the conversation, oldest first, and how it stood after each event."""
+    require(caller, Permission.READ_HISTORY)
+    await wait_for(request, "history", at_least)
+    await _visible(request, caller, id)
+    after = decode_cursor(cursor, int) or [0]
+    rows = await fetch(
+        request,
+        f"select {', '.join(HISTORY_COLUMNS)} from history"
+        " where workspace_id = %s and stream_id = %s and version > %s order by version limit %s",
+        (caller.workspace_id, id, *after, limit + 1),
+    )
+    more = len(rows) > limit
+    items = [entry(row) for row in rows[:limit]]
+    return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})

@@ -1,0 +1,151 @@
+"""The demo workspace: small, made of ordinary commands, the same every time; the OpenAPI examples run on it.
+
+Invariant: every id derives from a name, so that loading it twice adds nothing.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from adapters.identity import digest
+from adapters.writer import CommandHandler, Request
+from domain.commands import (
+    AddLabel,
+    Assume,
+    Command,
+    CreateSector,
+    CreateWorkspace,
+    Finalize,
+    HandOffFromBot,
+    HandOffToBot,
+    IssueToken,
+    JoinSector,
+    OpenConversation,
+    ReceiveMessage,
+    RegisterAgent,
+    RegisterContact,
+    SendMessage,
+    Transfer,
+)
+from domain.envelope import Stream
+from domain.events import Actor, ActorKind, ContactDetails, Surface
+from domain.permissions import BUILT_IN_ROLES, Caller
+
+
+def workspace_id(slug: str) -> UUID:
+    """The id of the workspace called ``slug``."""
+    return uuid5(NAMESPACE_URL, f"conversas:workspace:{slug}")
+
+
+WORKSPACE = workspace_id("demo")
+
+
+def _id(name: str) -> UUID:
+    return uuid5(WORKSPACE, name)
+
+
+SECTOR, OTHER_SECTOR = _id("sector:suporte"), _id("sector:vendas")
+ADMIN, AGENT, OTHER_AGENT = _id("agent:admin"), _id("agent:bia"), _id("agent:davi")
+CONTACT, OTHER_CONTACT = _id("contact:ana"), _id("contact:joao")
+CONVERSATION = _id("conversation:1")
+ADMIN_ACTOR = Actor(kind=ActorKind.AGENT, id=str(ADMIN))
+_SYSTEM = Actor(kind=ActorKind.SYSTEM, id="demo")
+_CONTACTS = {
+    CONTACT: ContactDetails(name="Ana Souza", phones=("+55 11 98765-4321",), emails=("ana@example.com",)),
+    OTHER_CONTACT: ContactDetails(name="João Pereira", phones=("+55 31 91234-5678",)),
+}
+
+
+def load(handler: CommandHandler, token: str) -> int:
+    """Load the demo workspace, with ``token`` as its first admin's; the number of events that were new.
+
+    Raises whatever refuses a command: the demo is ours and must fit the rules.
+    """
+    events = 0
+    for number, (id_, actor, command) in enumerate(_story(token)):
+        key = f"demo:{number}" if not isinstance(command, IssueToken) else None
+        request_id = _id(f"request:{number}")
+        [answer] = handler.handle(
+            [
+                Request(
+                    stream=Stream(WORKSPACE, command.STREAM, id_),
+                    command=command,
+                    caller=Caller(WORKSPACE, actor, BUILT_IN_ROLES["admin"], agent_id=_agent_id(actor)),
+                    surface=command.surface if isinstance(command, Finalize) else Surface.API,
+                    request_id=request_id,
+                    correlation_id=request_id,
+                    keys=(key,) if key else (),
+                    fingerprint=hashlib.sha256(repr((id_, command)).encode()).digest(),
+                )
+            ]
+        )
+        if isinstance(answer, Exception):
+            raise answer
+        events += 0 if answer.replayed else answer.events
+    return events
+
+
+def _agent_id(actor: Actor) -> UUID | None:
+    return UUID(actor.id) if actor.kind is ActorKind.AGENT else None
+
+
+def _story(token: str) -> Iterator[tuple[UUID, Actor, Command]]:
+    """What happens in the demo workspace, in order: on which aggregate, by whom, what."""
+    yield WORKSPACE, _SYSTEM, CreateWorkspace(slug="demo", name="Demonstração")
+    for sector, name in ((SECTOR, "Suporte"), (OTHER_SECTOR, "Vendas")):
+        yield sector, _SYSTEM, CreateSector(name=name)
+    for agent, name, role in (
+        (ADMIN, "Administradora", "admin"),
+        (AGENT, "Bia Nunes", "agent"),
+        (OTHER_AGENT, "Davi Rocha", "agent"),
+    ):
+        yield agent, _SYSTEM, RegisterAgent(name=name, role=role)
+        for sector in (SECTOR, OTHER_SECTOR) if agent != AGENT else (SECTOR,):
+            yield agent, _SYSTEM, JoinSector(sector_id=sector)
+    for contact, details in _CONTACTS.items():
+        yield contact, _SYSTEM, RegisterContact(contact_id=contact, details=details)
+    yield from _conversations()
+    token_id = uuid5(WORKSPACE, f"token:{digest(token)}")
+    issued = IssueToken(name="bootstrap", secret_sha256=digest(token), actor=ADMIN_ACTOR, role="admin")
+    yield token_id, _SYSTEM, issued
+
+
+def _conversations() -> Iterator[tuple[UUID, Actor, Command]]:
+    whatsapp = Actor(kind=ActorKind.INTEGRATION, id="whatsapp")
+    bot = Actor(kind=ActorKind.BOT, id="triagem")
+    bia, davi = (Actor(kind=ActorKind.AGENT, id=str(agent)) for agent in (AGENT, OTHER_AGENT))
+    for number, (contact, channel, subject) in enumerate(
+        (
+            (CONTACT, "whatsapp", "Pedido não chegou"),
+            (OTHER_CONTACT, "webchat", "Segunda via do boleto"),
+            (CONTACT, "phone", "Troca de produto"),
+            (OTHER_CONTACT, "email", "Orçamento"),
+        ),
+        start=1,
+    ):
+        conversation = _id(f"conversation:{number}")
+        yield (
+            conversation,
+            whatsapp,
+            OpenConversation(
+                protocol=f"20261122{number:012d}",
+                channel=channel,
+                contact_id=contact,
+                sector_id=SECTOR,
+                subject=subject,
+            ),
+        )
+        message = _id(f"message:{number}:1")
+        yield conversation, whatsapp, ReceiveMessage(message_id=message, text=f"Olá! {subject}.")
+    second, third, fourth = (_id(f"conversation:{number}") for number in (2, 3, 4))
+    yield second, whatsapp, HandOffToBot(bot="triagem", reason="fora do horário")
+    hello = "Olá! Sou a Triagem. Em que posso ajudar?"
+    yield second, bot, SendMessage(message_id=_id("message:2:2"), author=bot, text=hello)
+    yield third, bia, Assume(agent_id=AGENT)
+    yield third, bia, SendMessage(message_id=_id("message:3:2"), author=bia, text="Bom dia, Ana! Já vejo para você.")
+    yield third, bia, Transfer(sector_id=OTHER_SECTOR, agent_id=OTHER_AGENT, reason="troca é com vendas")
+    yield third, davi, AddLabel(label="troca")
+    yield fourth, whatsapp, HandOffToBot(bot="triagem")
+    yield fourth, whatsapp, HandOffFromBot(sector_id=OTHER_SECTOR, reason="pediu uma pessoa")
+    yield fourth, davi, Assume(agent_id=OTHER_AGENT)
+    yield fourth, ADMIN_ACTOR, Finalize(surface=Surface.LISTING, outcome="resolvida", comment="Orçamento enviado.")

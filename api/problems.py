@@ -1,0 +1,145 @@
+"""Errors as RFC 9457 problem documents: one table from error class to status, one shape for all of them.
+
+Invariant: `code` is stable and tells clients what to do; a bug answers 500 and says nothing about the inside.
+"""
+
+import logging
+from typing import Any
+
+import orjson
+import psycopg
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from psycopg_pool import PoolTimeout
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from adapters.writer import OutcomeUnknownError, QueueFullError, UnavailableError
+from domain.errors import (
+    DomainError,
+    IdempotencyKeyReusedError,
+    InvalidCommandError,
+    NotFoundError,
+    PermissionDeniedError,
+    RuleError,
+    VersionConflictError,
+)
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[DomainError], int] = {
+    NotFoundError: 404,
+    PermissionDeniedError: 403,
+    InvalidCommandError: 422,
+    RuleError: 409,
+    VersionConflictError: 412,
+    IdempotencyKeyReusedError: 422,
+}
+"""Status by domain error; a subclass has its base's."""
+
+TITLES = {
+    400: "Malformed request",
+    401: "Not authenticated",
+    403: "Not permitted",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Refused by a rule",
+    412: "Changed in the meantime",
+    413: "Too large",
+    415: "Unsupported media type",
+    422: "Invalid request",
+    500: "Internal error",
+    503: "Unavailable for the moment",
+}
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it, with a stable code."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[dict[str, Any]] | None = None
+
+
+class UnauthenticatedError(Exception):
+    """No valid access token came with the request."""
+
+
+def status_of(error: DomainError) -> int:
+    """The HTTP status that stands for ``error``."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
+    """A problem document as a response."""
+    body = {"type": f"/problems/{code}", "title": TITLES.get(status, "Error"), "status": status}
+    body |= {"code": code, "detail": detail} | more
+    return Response(orjson.dumps(body), status, headers, "application/problem+json")
+
+
+async def on_domain_error(_: Request, error: Exception) -> Response:
+    """A refusal."""
+    assert isinstance(error, DomainError)
+    more = {"version": error.actual} if isinstance(error, VersionConflictError) else {}
+    headers = {"ETag": f'"{error.actual}"'} if isinstance(error, VersionConflictError) else None
+    return problem(status_of(error), error.code, error.detail, headers, **more)
+
+
+async def on_unauthenticated(_: Request, __: Exception) -> Response:
+    """401, with the scheme to use."""
+    detail = "Send a valid access token as 'Authorization: Bearer …'; make one with: conversas token create"
+    return problem(401, "unauthenticated", detail, {"WWW-Authenticate": "Bearer"})
+
+
+async def on_invalid(_: Request, error: Exception) -> Response:
+    """What is wrong with the request, place by place, without repeating what was sent."""
+    assert isinstance(error, RequestValidationError)
+    errors = [
+        {"in": [str(part)[:100] for part in e["loc"]], "what": e["type"], "message": e["msg"][:300]}
+        for e in error.errors()[:20]
+    ]
+    return problem(422, "invalid-request", "The request does not fit its description; see 'errors'.", errors=errors)
+
+
+async def on_http_exception(_: Request, error: Exception) -> Response:
+    """What the framework itself refuses."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:
+        return problem(422, "invalid-request", "The body is not valid JSON.")
+    code = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}.get(error.status_code, "refused")
+    headers = dict(error.headers) if error.headers else None
+    return problem(error.status_code, code, str(error.detail), headers)
+
+
+async def on_unavailable(_: Request, error: Exception) -> Response:
+    """A dependency is down or overloaded: come again."""
+    code, retry_after = "unavailable", "1"
+    detail = "The database cannot be reached; try again in a moment."
+    if isinstance(error, UnavailableError):
+        detail = str(error)
+        if isinstance(error, QueueFullError):
+            code = "overloaded"
+        elif isinstance(error, OutcomeUnknownError):
+            code = "outcome-unknown"
+    return problem(503, code, detail, {"Retry-After": retry_after})
+
+
+async def on_bug(_: Request, error: Exception) -> Response:
+    """A bug: logged in full, told in short."""
+    log.error("unhandled error", exc_info=error)
+    return problem(500, "internal-error", "Something went wrong on our side; nothing more is said here on purpose.")
+
+
+def install(app: FastAPI) -> None:
+    """Make ``app`` answer every error as a problem document."""
+    app.add_exception_handler(DomainError, on_domain_error)
+    app.add_exception_handler(UnauthenticatedError, on_unauthenticated)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    for unavailable in (UnavailableError, psycopg.OperationalError, PoolTimeout):
+        app.add_exception_handler(unavailable, on_unavailable)
+    app.add_exception_handler(Exception, on_bug)

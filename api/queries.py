@@ -1,0 +1,105 @@
+"""What all queries over HTTP share: the pool, cursors, waiting for a position, the shapes of answers.
+
+Invariant: a cursor holds only what the page before it showed; it grants nothing.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from fastapi import Query, Request
+from fastapi.exceptions import RequestValidationError
+from psycopg.rows import dict_row
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from adapters.writer import UnavailableError
+
+MAX_POSITION = 2**63 - 1
+Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
+Limit = Annotated[int, Query(ge=1, le=500, description="rows on a page")]
+Cursor = Annotated[str | None, Query(max_length=500, description="`next` of the page before")]
+AtLeast = Annotated[
+    Position | None,
+    Query(description="wait, briefly, until the read model has this position of a command's answer"),
+]
+WAIT_SECONDS = 3.0
+
+
+class CommandAnswer(BaseModel):
+    """What became of a command."""
+
+    id: UUID
+    version: Annotated[int, Field(description="the aggregate's version after it; also the ETag")]
+    position: Annotated[int, Field(description="ask queries for `at_least` this to see the effect")]
+    events: Annotated[int, Field(description="how many events it caused; 0: it was already so")]
+    replayed: Annotated[bool, Field(description="the answer given before under the same idempotency key")]
+    status: Annotated[str | None, Field(description="a conversation's status after it")] = None
+
+
+class ReadModelBehindError(UnavailableError):
+    """The read model has not yet reached the position asked for."""
+
+
+async def fetch(request: Request, query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    """The rows of ``query``."""
+    async with request.app.state.pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(query, values)
+        rows: list[dict[str, Any]] = await cursor.fetchall()
+        return rows
+
+
+async def wait_for(request: Request, read_model: str, position: int | None) -> None:
+    """Return once ``read_model`` has ``position``.
+
+    Raises `ReadModelBehindError` after 3 seconds.
+    """
+    if position is None:
+        return
+    deadline, pause = monotonic() + WAIT_SECONDS, 0.005
+    while True:
+        rows = await fetch(request, "select position from projection_positions where name = %s", (read_model,))
+        if rows and rows[0]["position"] >= position:
+            return
+        if monotonic() > deadline:
+            msg = f"The listing has not reached position {position} yet; try again in a moment."
+            raise ReadModelBehindError(msg)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.1)
+
+
+def encode_cursor(*parts: Any) -> str:
+    """An opaque cursor of ``parts``."""
+    return base64.urlsafe_b64encode(orjson.dumps(parts)).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None, *types: type) -> list[Any] | None:
+    """The parts of ``cursor``, of ``types``; None where there is no cursor."""
+    if cursor is None:
+        return None
+    try:
+        parts = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return [UUID(part) if type_ is UUID else _is(part, type_) for part, type_ in zip(parts, types, strict=True)]
+    except (binascii.Error, ValueError, TypeError, AttributeError):
+        raise invalid("cursor", "is not one of ours; start again without it") from None
+
+
+def _is(part: Any, type_: type) -> Any:
+    if type(part) is not type_ or (isinstance(part, int) and not 0 <= part <= MAX_POSITION):
+        raise ValueError(part)
+    return part
+
+
+def invalid(parameter: str, message: str) -> RequestValidationError:
+    """The error for a query parameter that is well-formed and yet wrong."""
+    return RequestValidationError([{"loc": ("query", parameter), "type": "invalid", "msg": message}])
+
+
+def as_json(body: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """``body`` as a JSON response; UUIDs and times as text."""
+    return Response(orjson.dumps(body), 200, headers, "application/json")
