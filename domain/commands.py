@@ -5,15 +5,15 @@ times come in with it, so that deciding is pure.
 """
 
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Annotated, ClassVar, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from domain.envelope import StreamType
 from domain.events import (
     Actor,
+    ActorKind,
     Attachment,
     AttributeValue,
     ContactDetails,
@@ -37,6 +37,16 @@ def _named(
 ) -> list[tuple[StreamType, UUID]]:
     wanted = ((StreamType.CONTACT, contact), (StreamType.SECTOR, sector), (StreamType.AGENT, agent))
     return [(kind, id_) for kind, id_ in wanted if id_ is not None]
+
+
+def _check_insider(author: Actor) -> Actor:
+    if author.kind is ActorKind.CONTACT:
+        raise ValueError("a contact's message is received, not sent")
+    return author
+
+
+Insider = Annotated[Actor, AfterValidator(_check_insider)]
+"""An actor who is not a contact."""
 
 
 class Command(Fact):
@@ -177,11 +187,11 @@ class ReceiveMessage(ConversationCommand):
 
 
 class SendMessage(ConversationCommand):
-    """An agent or a bot writes to the contact."""
+    """An agent, a bot or an integration writes to the contact."""
 
     PERMISSION = Permission.REPLY
     message_id: UUID
-    author: Actor
+    author: Insider
     kind: MessageKind = MessageKind.TEXT
     text: Text = ""
     attachments: Annotated[tuple[Attachment, ...], Field(max_length=50)] = ()
@@ -192,7 +202,7 @@ class AddNote(ConversationCommand):
 
     PERMISSION = Permission.REPLY
     message_id: UUID
-    author: Actor
+    author: Insider
     text: Text
 
 
@@ -352,7 +362,7 @@ class IssueToken(Command):
     secret_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     actor: Actor
     role: Slug
-    expires_at: datetime | None = None
+    expires_at: AwareDatetime | None = None
 
 
 class RevokeToken(Command):

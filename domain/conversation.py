@@ -36,6 +36,7 @@ from domain.errors import (
     ConversationAlreadyAssumedError,
     ConversationAlreadyFinalizedError,
     ConversationAlreadyPendingError,
+    ConversationNotFinalizedError,
     ConversationNotFoundError,
     ConversationNotWithBotError,
     ConversationWithBotError,
@@ -267,11 +268,12 @@ def _is_with_target(command: Transfer, owner: Owner) -> bool:
 
 
 def _agent_as_owner(agent_id: UUID, sector_id: UUID | None, state: Conversation, known: Known) -> Owner:
-    """The agent within the sector asked for; else within the conversation's, else within the agent's first."""
+    """The agent within the sector asked for; else in the conversation's, or the agent's first if not theirs."""
     _check_membership(known, agent_id, sector_id)
     theirs = known.agent(agent_id).sectors
     if sector_id is None:
-        sector_id = state.owner.sector_id if state.owner.sector_id in theirs else next(iter(theirs), None)
+        current = state.owner.sector_id
+        sector_id = current if current in theirs else next(iter(theirs), current)
     return Owner(sector_id=sector_id, agent_id=agent_id)
 
 
@@ -285,7 +287,9 @@ def _finalize(command: Finalize, state: Conversation) -> list[Event]:
 
 def _reopen(command: Reopen, state: Conversation, known: Known) -> list[Event]:
     if state.status is not Status.FINALIZED:
-        return []
+        if command.agent_id in {None, state.owner.agent_id}:
+            return []
+        raise ConversationAlreadyAssumedError if state.status is Status.IN_PROGRESS else ConversationNotFinalizedError
     if command.agent_id is not None:
         known.agent(command.agent_id)
     return [_reopened(state, command.reason, command.agent_id)]
@@ -312,7 +316,8 @@ def _write(command: ReceiveMessage | SendMessage | AddNote, state: Conversation)
                 return [_reopened(state, "message received"), received]
             return [received]
         case SendMessage():
-            if command.author.kind is ActorKind.BOT and command.author.id != state.owner.bot:
+            in_charge = state.owner.bot if state.status is Status.WITH_BOT else None
+            if command.author.kind is ActorKind.BOT and command.author.id != in_charge:
                 raise BotNotInChargeError
             said = MessagePersonal(text=command.text, attachments=command.attachments)
             return [

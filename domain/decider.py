@@ -22,9 +22,9 @@ from domain.contact import Contact
 from domain.conversation import Conversation
 from domain.directory import Known
 from domain.envelope import StreamType
-from domain.errors import ConversationNotFoundError, PermissionDeniedError
+from domain.errors import AlreadyExistsError, ConversationNotFoundError, PermissionDeniedError
 from domain.events import ActorKind, Event, Owner, Surface
-from domain.permissions import Caller, Permission, may
+from domain.permissions import Caller, Permission, Scope, may
 
 State = Any
 """One of the aggregates' states: what `evolve` of the stream's type returns."""
@@ -67,6 +67,10 @@ DECIDERS: dict[StreamType, Decider] = {
 """How each kind of stream decides and folds."""
 
 
+_WHOLE_WORKSPACE = {Permission.MANAGE_DIRECTORY, Permission.MANAGE_TOKENS}
+"""What makes no sense for a part of it: whoever changes roles or tokens for some changes them for all."""
+
+
 def handle(command: Command, state: State | None, known: Known, caller: Caller) -> list[Event]:
     """The events that ``command`` of ``caller`` causes in ``state``.
 
@@ -82,6 +86,8 @@ def authorize(command: Command, state: State | None, caller: Caller) -> None:
     owner = None
     if isinstance(command, OpenConversation):
         owner = Owner(sector_id=command.sector_id, agent_id=command.agent_id)
+        if isinstance(state, Conversation) and not may(caller, Permission.VIEW, state.owner):
+            raise AlreadyExistsError  # and nothing of how it stands
     elif command.STREAM is StreamType.CONVERSATION:
         # The same answer for what is not there and what is out of sight: a 403 would give the other away.
         if not isinstance(state, Conversation) or not may(caller, Permission.VIEW, state.owner):
@@ -90,6 +96,8 @@ def authorize(command: Command, state: State | None, caller: Caller) -> None:
     if not may(caller, permission, owner):
         msg = f"This needs the permission '{permission}', which your role does not grant here."
         raise PermissionDeniedError(msg)
+    if command.PERMISSION in _WHOLE_WORKSPACE and caller.scope(permission) is not Scope.ALL:
+        raise PermissionDeniedError(f"This needs the permission '{permission}' for all of the workspace.")
     if isinstance(command, FinalizeAutomatically) and caller.actor.kind in {ActorKind.AGENT, ActorKind.CONTACT}:
         msg = "Only bots, integrations and the system finalize automatically; finalize from the inbox or the listing."
         raise PermissionDeniedError(msg)

@@ -159,7 +159,7 @@ def decide_sector(command: CreateSector | RenameSector | DeactivateSector, state
     if isinstance(command, CreateSector):
         if state is None:
             return [SectorCreated(name=command.name)]
-        if state.name == command.name:
+        if state.active and state.name == command.name:
             return []
         raise AlreadyExistsError
     if state is None:
@@ -195,7 +195,7 @@ def decide_agent(command: AgentCommand, state: Agent | None, known: Known) -> li
     if isinstance(command, RegisterAgent):
         if state is None:
             return [AgentRegistered(name=command.name, role=command.role)]
-        if (state.name, state.role) == (command.name, command.role):
+        if (state.name, state.role, state.active) == (command.name, command.role, True):
             return []
         raise AlreadyExistsError
     if state is None:

@@ -89,6 +89,12 @@ class ConversationAlreadyFinalizedError(RuleError):
     code = "conversation-already-finalized"
 
 
+class ConversationNotFinalizedError(RuleError):
+    """The conversation is open: there is nothing to reopen; assume it instead."""
+
+    code = "conversation-not-finalized"
+
+
 class ConversationAlreadyPendingError(RuleError):
     """It is pending in another sector; transfer it instead."""
 

@@ -8,12 +8,11 @@ Invariant: a class here is never edited once shipped. A new shape is a new class
 `tests/contract/golden_events.json` holds a sample of every topic ever shipped.
 """
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, UrlConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, HttpUrl, UrlConstraints
 
 from domain.permissions import Permission, Scope
 
@@ -471,7 +470,7 @@ class TokenIssued(Event):
     secret_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     actor: Actor
     role: Slug
-    expires_at: datetime | None = None
+    expires_at: AwareDatetime | None = None
 
 
 class TokenRevoked(Event):

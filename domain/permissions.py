@@ -80,6 +80,11 @@ class Caller:
     agent_id: UUID | None = None
     sectors: frozenset[UUID] = field(default_factory=frozenset)
 
+    @property
+    def bot(self) -> str | None:
+        """The bot that the caller is, if any."""
+        return self.actor.id if self.actor.kind == "bot" else None
+
     def scope(self, permission: Permission) -> Scope | None:
         """How far ``permission`` reaches for this caller; None: not granted."""
         return self.grants.get(permission)
@@ -104,4 +109,6 @@ def may(caller: Caller, permission: Permission, owner: "Owner | None" = None) ->
 
 
 def _owns(caller: Caller, owner: "Owner") -> bool:
-    return caller.agent_id is not None and owner.agent_id == caller.agent_id
+    if caller.agent_id is not None:
+        return owner.agent_id == caller.agent_id
+    return owner.bot is not None and caller.bot == owner.bot

@@ -118,15 +118,16 @@ def one(caller: Caller, id_: UUID) -> Condition:
 def visible(caller: Caller, permission: Permission = Permission.VIEW) -> list[Condition]:
     """What ``caller`` may see at all: the rule of `domain.permissions.may`, as SQL."""
     conditions: list[Condition] = [("workspace_id = %s", [caller.workspace_id])]
+    own = [caller.agent_id, caller.bot]
     match caller.scope(permission):
         case Scope.ALL:
             pass
         case Scope.SECTOR:
             conditions.append(
-                ("(sector_id = any(%s::uuid[]) or agent_id = %s::uuid)", [list(caller.sectors), caller.agent_id])
+                ("(sector_id = any(%s::uuid[]) or agent_id = %s::uuid or bot = %s::text)", [list(caller.sectors), *own])
             )
         case Scope.OWN:
-            conditions.append(("agent_id = %s::uuid", [caller.agent_id]))
+            conditions.append(("(agent_id = %s::uuid or bot = %s::text)", own))
         case None:
             conditions.append(("false", []))
     return conditions

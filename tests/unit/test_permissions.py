@@ -1,0 +1,339 @@
+"""Who may do what: every role, every command, every status, every scope, against a table written here.
+
+Invariant: what lies out of the caller's sight does not exist for them; what they see but were not granted is denied.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import ValidationError
+
+from domain import commands
+from domain.commands import (
+    AddLabel,
+    AddNote,
+    Assume,
+    ChangeAgentRole,
+    ChangeContactDetails,
+    ChangePriority,
+    Command,
+    ConversationCommand,
+    CreateSector,
+    CreateWorkspace,
+    DeactivateAgent,
+    DeactivateSector,
+    DefineRole,
+    Finalize,
+    FinalizeAutomatically,
+    HandOffFromBot,
+    HandOffToBot,
+    IssueToken,
+    JoinSector,
+    LeaveSector,
+    MarkPending,
+    OpenConversation,
+    ReassignContact,
+    ReceiveMessage,
+    RegisterAgent,
+    RegisterContact,
+    RemoveLabel,
+    RenameSector,
+    Reopen,
+    RevokeToken,
+    SendMessage,
+    SetAttribute,
+    Transfer,
+)
+from domain.conversation import Conversation
+from domain.decider import handle
+from domain.directory import Known
+from domain.errors import DomainError
+from domain.events import Actor, ActorKind, ContactDetails, FinalizationCause, Owner, Priority, Status, Surface
+from domain.permissions import BUILT_IN_ROLES, Caller, Grants, Permission, Scope, may
+
+Given = Callable[..., Any]
+
+WORKSPACE = UUID(int=1)
+SALES, SUPPORT = UUID(int=0x51), UUID(int=0x52)
+ANA, BIA = UUID(int=0xA1), UUID(int=0xA2)
+MARIA, JOAO = UUID(int=0xC1), UUID(int=0xC2)
+MESSAGE = UUID(int=0xE1)
+ANA_HERSELF = Actor(kind=ActorKind.AGENT, id=str(ANA))
+CRM = Actor(kind=ActorKind.INTEGRATION, id="crm")
+
+# The commands, each once, with the permission that the specification gives it.
+CONVERSATION_COMMANDS: list[tuple[Command, str]] = [
+    (HandOffToBot(bot="helper"), "transfer"),
+    (HandOffFromBot(), "transfer"),
+    (MarkPending(), "transfer"),
+    (Assume(agent_id=ANA), "assume"),
+    (Transfer(sector_id=SALES), "transfer"),
+    (Finalize(surface=Surface.INBOX), "finalize-from-inbox"),
+    (Finalize(surface=Surface.LISTING), "finalize-from-listing"),
+    (FinalizeAutomatically(cause=FinalizationCause.AUTOMATION), "automatic"),
+    (Reopen(), "reopen"),
+    (ReceiveMessage(message_id=MESSAGE), "reply"),
+    (SendMessage(message_id=MESSAGE, author=ANA_HERSELF), "reply"),
+    (AddNote(message_id=MESSAGE, author=ANA_HERSELF, text="note"), "reply"),
+    (AddLabel(label="vip"), "label"),
+    (RemoveLabel(label="vip"), "label"),
+    (ChangePriority(priority=Priority.HIGH), "label"),
+    (SetAttribute(key="plan", value="gold"), "label"),
+    (ReassignContact(contact_id=JOAO), "edit-contact"),
+]
+OTHER_COMMANDS: list[tuple[Command, str]] = [
+    (RegisterContact(contact_id=MARIA, details=ContactDetails()), "edit-contact"),
+    (ChangeContactDetails(details=ContactDetails()), "edit-contact"),
+    (CreateWorkspace(slug="acme", name="Acme"), "manage-directory"),
+    (CreateSector(name="Sales"), "manage-directory"),
+    (RenameSector(name="Sales"), "manage-directory"),
+    (DeactivateSector(), "manage-directory"),
+    (RegisterAgent(name="Ana"), "manage-directory"),
+    (ChangeAgentRole(role="admin"), "manage-directory"),
+    (JoinSector(sector_id=SALES), "manage-directory"),
+    (LeaveSector(sector_id=SALES), "manage-directory"),
+    (DeactivateAgent(), "manage-directory"),
+    (DefineRole(name="night", grants={}), "manage-directory"),
+    (IssueToken(name="crm", secret_sha256="a" * 64, actor=CRM, role="integration"), "manage-tokens"),
+    (RevokeToken(), "manage-tokens"),
+]
+
+# Role by role, what it may do. An agent's permissions reach to their sectors, everybody else's to all.
+MAY: dict[str, set[str]] = {
+    "agent": {"view", "reply", "assume", "transfer", "finalize-from-inbox", "reopen", "label"}
+    | {"view-contact", "edit-contact"},
+    "supervisor": {"view", "reply", "assume", "transfer", "finalize-from-inbox", "finalize-from-listing", "reopen"}
+    | {"label", "export", "view-contact", "edit-contact", "read-history"},
+    "auditor": {"view", "export", "view-contact", "read-history", "verify-history"},
+    "admin": {"view", "reply", "assume", "transfer", "finalize-from-inbox", "finalize-from-listing", "reopen", "label"}
+    | {"export", "view-contact", "edit-contact", "erase-contact", "read-history", "verify-history"}
+    | {"manage-directory", "manage-tokens"},
+    "integration": {"view", "reply", "assume", "transfer", "finalize-from-inbox", "reopen", "label"}
+    | {"view-contact", "edit-contact", "automatic"},
+}
+REACH = {"agent": "sector", "supervisor": "all", "auditor": "all", "admin": "all", "integration": "all"}
+
+# Whose conversation it is, seen from Ana, who serves in support; and which reaches get there.
+PLACES: dict[str, tuple[Owner, set[str]]] = {
+    "own": (Owner(sector_id=SUPPORT, agent_id=ANA), {"own", "sector", "all"}),
+    "own in a sector not hers": (Owner(sector_id=SALES, agent_id=ANA), {"own", "sector", "all"}),
+    "own in no sector": (Owner(agent_id=ANA), {"own", "sector", "all"}),
+    "a colleague's in her sector": (Owner(sector_id=SUPPORT, agent_id=BIA), {"sector", "all"}),
+    "in her sector's queue": (Owner(sector_id=SUPPORT), {"sector", "all"}),
+    "a bot's in her sector": (Owner(sector_id=SUPPORT, bot="helper"), {"sector", "all"}),
+    "another sector's queue": (Owner(sector_id=SALES), {"all"}),
+    "a stranger's in another sector": (Owner(sector_id=SALES, agent_id=BIA), {"all"}),
+    "a stranger's in no sector": (Owner(agent_id=BIA), {"all"}),
+    "nobody's": (Owner(), {"all"}),
+}
+
+
+def caller(grants: Grants, actor: Actor = ANA_HERSELF) -> Caller:
+    return Caller(
+        workspace_id=WORKSPACE,
+        actor=actor,
+        grants=grants,
+        agent_id=ANA if actor is ANA_HERSELF else None,
+        sectors=frozenset({SUPPORT}),
+    )
+
+
+def caller_with_role(role: str) -> Caller:
+    return caller(BUILT_IN_ROLES[role], CRM if role == "integration" else ANA_HERSELF)
+
+
+def conversation(owner: Owner, status: Status) -> Conversation:
+    return Conversation(protocol="1", channel="phone", contact_id=MARIA, status=status, owner=owner, labels=("vip",))
+
+
+def answer(command: Command, state: object, who: Caller, known: Known) -> str:
+    """``not-found``, ``permission-denied``, or ``permitted``, whatever the rules say after that."""
+    try:
+        handle(command, state, known, who)
+    except DomainError as refusal:
+        if refusal.code in {"conversation-not-found", "permission-denied"}:
+            return refusal.code
+    return "permitted"
+
+
+def name(value: object) -> str:
+    if isinstance(value, Finalize):
+        return f"Finalize-from-{value.surface}"
+    return type(value).__name__ if isinstance(value, Command) else str(value)
+
+
+@pytest.mark.parametrize("role", MAY)
+@pytest.mark.parametrize(("command", "permission"), CONVERSATION_COMMANDS, ids=name)
+def test_a_role_may_do_to_a_conversation_what_the_table_says_and_nothing_else(
+    world: Known, role: str, command: Command, permission: str
+) -> None:
+    who = caller_with_role(role)
+    for (place, (owner, reaches)), status in product(PLACES.items(), Status):
+        if REACH[role] not in reaches:
+            expected = "conversation-not-found"
+        elif permission in MAY[role]:
+            expected = "permitted"
+        else:
+            expected = "permission-denied"
+        assert answer(command, conversation(owner, status), who, world) == expected, (place, status)
+
+
+@pytest.mark.parametrize("role", MAY)
+@pytest.mark.parametrize(("command", "permission"), OTHER_COMMANDS, ids=name)
+def test_a_role_may_do_to_contacts_and_the_directory_what_the_table_says(
+    world: Known, role: str, command: Command, permission: str
+) -> None:
+    expected = "permitted" if permission in MAY[role] else "permission-denied"
+    assert answer(command, None, caller_with_role(role), world) == expected
+
+
+@pytest.mark.parametrize(("command", "permission"), OTHER_COMMANDS, ids=name)
+def test_what_is_not_a_conversation_needs_its_own_permission_and_no_other(
+    world: Known, command: Command, permission: str
+) -> None:
+    needed = Permission(permission)
+    everything_else = caller(dict.fromkeys(set(Permission) - {needed}, Scope.ALL))
+    assert answer(command, None, caller({needed: Scope.ALL}), world) == "permitted"
+    assert answer(command, None, everything_else, world) == "permission-denied"
+
+
+@pytest.mark.parametrize("granted", Scope)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("command", "permission"), CONVERSATION_COMMANDS, ids=name)
+def test_a_role_of_the_workspace_reaches_as_far_as_its_scope(
+    world: Known, command: Command, permission: str, place: str, granted: Scope
+) -> None:
+    owner, reaches = PLACES[place]
+    needed = Permission("reply" if permission == "automatic" else permission)
+    who = caller({Permission.VIEW: granted, needed: granted})
+    sees_all = caller({Permission.VIEW: Scope.ALL, needed: granted})
+    sees_only = caller(dict.fromkeys(set(Permission) - {needed}, granted))
+    blind = caller(dict.fromkeys(set(Permission) - {Permission.VIEW}, Scope.ALL))
+    in_sight = granted.value in reaches
+    permitted = in_sight and permission != "automatic"  # a person finalizes from the inbox or the listing
+    for status in Status:
+        state = conversation(owner, status)
+        assert answer(command, state, who, world) == (
+            ("permitted" if permitted else "permission-denied") if in_sight else "conversation-not-found"
+        )
+        assert answer(command, state, sees_all, world) == ("permitted" if permitted else "permission-denied")
+        assert answer(command, state, sees_only, world) == (
+            "permission-denied" if in_sight else "conversation-not-found"
+        )
+        assert answer(command, state, blind, world) == "conversation-not-found"
+        assert answer(command, state, caller({}), world) == "conversation-not-found"
+
+
+@pytest.mark.parametrize("role", MAY)
+@pytest.mark.parametrize(("command", "permission"), CONVERSATION_COMMANDS, ids=name)
+def test_what_is_not_there_is_answered_like_what_is_out_of_sight(
+    world: Known, role: str, command: Command, permission: str
+) -> None:
+    assert answer(command, None, caller_with_role(role), world) == "conversation-not-found"
+
+
+@pytest.mark.parametrize("role", MAY)
+@pytest.mark.parametrize("place", ["own", "in her sector's queue", "another sector's queue", "nobody's"])
+def test_a_conversation_is_opened_only_where_one_may_reply(world: Known, role: str, place: str) -> None:
+    owner, reaches = PLACES[place]
+    command = OpenConversation(
+        protocol="1", channel="phone", contact_id=MARIA, sector_id=owner.sector_id, agent_id=owner.agent_id
+    )
+    expected = "permitted" if "reply" in MAY[role] and REACH[role] in reaches else "permission-denied"
+    assert answer(command, None, caller_with_role(role), world) == expected
+
+
+@pytest.mark.parametrize("kind", ActorKind)
+def test_only_bots_integrations_and_the_system_finalize_automatically(world: Known, kind: ActorKind) -> None:
+    who = caller(BUILT_IN_ROLES["admin"], Actor(kind=kind, id="x"))
+    command = FinalizeAutomatically(cause=FinalizationCause.INACTIVITY)
+    expected = "permission-denied" if kind in {ActorKind.AGENT, ActorKind.CONTACT} else "permitted"
+    assert answer(command, conversation(Owner(), Status.PENDING), who, world) == expected
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ActorKind if kind is not ActorKind.CONTACT])
+@pytest.mark.parametrize("write", [SendMessage, AddNote])
+def test_agents_and_bots_write_in_their_own_name_only(
+    world: Known, kind: ActorKind, write: type[SendMessage | AddNote]
+) -> None:
+    who = caller(BUILT_IN_ROLES["admin"], Actor(kind=kind, id="x"))
+    other = Actor(kind=ActorKind.AGENT, id="somebody else")
+    state = conversation(Owner(sector_id=SUPPORT), Status.PENDING)
+    expected = "permission-denied" if kind in {ActorKind.AGENT, ActorKind.BOT} else "permitted"
+    assert answer(write(message_id=MESSAGE, author=other, text="x"), state, who, world) == expected
+    assert answer(write(message_id=MESSAGE, author=who.actor, text="x"), state, who, world) == "permitted"
+
+
+@pytest.mark.parametrize("write", [SendMessage, AddNote])
+def test_what_a_contact_wrote_is_not_sent(write: type[SendMessage | AddNote]) -> None:
+    with pytest.raises(ValidationError, match="received, not sent"):
+        write(message_id=MESSAGE, author=Actor(kind=ActorKind.CONTACT, id="x"), text="x")
+
+
+@pytest.mark.parametrize("kind", ActorKind)
+@pytest.mark.parametrize(
+    ("take", "status"), [("open", None), ("assume", Status.PENDING), ("reopen", Status.FINALIZED)], ids=name
+)
+def test_an_agent_takes_for_themself_and_only_others_may_place_it_with_an_agent(
+    world: Known, kind: ActorKind, take: str, status: Status | None
+) -> None:
+    who = caller(BUILT_IN_ROLES["admin"], ANA_HERSELF if kind is ActorKind.AGENT else Actor(kind=kind, id="x"))
+    state = None if status is None else conversation(Owner(sector_id=SUPPORT), status)
+    for agent in (ANA, BIA):
+        taking: dict[str, Command] = {
+            "open": OpenConversation(protocol="1", channel="phone", contact_id=MARIA, agent_id=agent),
+            "assume": Assume(agent_id=agent),
+            "reopen": Reopen(agent_id=agent),
+        }
+        denied = kind is ActorKind.AGENT and agent is not ANA
+        assert answer(taking[take], state, who, world) == ("permission-denied" if denied else "permitted")
+
+
+def test_a_denial_names_the_permission_to_ask_for(world: Known) -> None:
+    with pytest.raises(DomainError, match="finalize-from-listing"):
+        handle(
+            Finalize(surface=Surface.LISTING),
+            conversation(Owner(sector_id=SUPPORT), Status.PENDING),
+            world,
+            caller_with_role("agent"),
+        )
+
+
+def test_the_built_in_roles_grant_what_the_table_says() -> None:
+    granted = {
+        role: {(permission.value, scope.value) for permission, scope in grants.items()}
+        for role, grants in BUILT_IN_ROLES.items()
+    }
+    assert granted == {role: {(may, REACH[role]) for may in allowed - {"automatic"}} for role, allowed in MAY.items()}
+
+
+@pytest.mark.parametrize("permission", Permission)
+def test_nothing_is_permitted_by_default(permission: Permission) -> None:
+    assert not may(caller({}), permission)
+    assert not any(may(caller({}), permission, owner) for owner, _ in PLACES.values())
+
+
+def test_agents_without_an_id_own_nothing() -> None:
+    integration = caller({Permission.VIEW: Scope.OWN}, CRM)
+    assert not any(may(integration, Permission.VIEW, owner) for owner, _ in PLACES.values())
+
+
+def test_every_permission_of_the_specification_is_there_and_no_other() -> None:
+    assert {permission.value for permission in Permission} == MAY["admin"]
+
+
+def leaves(kind: type[Command]) -> Iterator[type[Command]]:
+    for sub in kind.__subclasses__():
+        if sub.__subclasses__():
+            yield from leaves(sub)
+        elif sub.__module__ == commands.__name__:
+            yield sub
+
+
+def test_every_command_is_in_a_table_here() -> None:
+    covered = {type(command) for command, _ in (*CONVERSATION_COMMANDS, *OTHER_COMMANDS)} | {OpenConversation}
+    assert covered == set(leaves(Command))
+    assert all(isinstance(command, ConversationCommand) for command, _ in CONVERSATION_COMMANDS)
