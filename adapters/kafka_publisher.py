@@ -455,6 +455,7 @@ class Publisher:
             "bootstrap_servers": settings.bootstrap_servers,
             "request_timeout_ms": int(settings.request_timeout_seconds * 1_000),
             "bootstrap_timeout_ms": int(settings.request_timeout_seconds * 1_000),
+            "retry_backoff_ms": RETRY_BACKOFF_MS,
             "reconnect_backoff_max_ms": 1_000,
             **settings.security,
         }
@@ -493,7 +494,6 @@ class Publisher:
             transaction_timeout_ms=int(settings.transaction_timeout_seconds * 1_000),
             delivery_timeout_ms=int(settings.delivery_timeout_seconds * 1_000),
             max_block_ms=int(settings.deadline_seconds * 1_000),
-            retry_backoff_ms=RETRY_BACKOFF_MS,
             linger_ms=LINGER_MS,
             batch_size=PRODUCER_BATCH_BYTES,
             metrics_enabled=False,

@@ -22,7 +22,8 @@ PROJECTION_HALTED = Gauge("conversas_projection_halted", "1 while a projection i
 WRITER_QUEUE = Gauge("conversas_writer_queue", "Commands that wait for the next transaction")
 
 _STATE = """
-select name, position, halted, (select coalesce(max(position), 0) from events) as head from projection_positions"""
+select name, position, halted, (select coalesce(max(position), 0) from events) as head from projection_positions
+where name not like '%%/%%' -- those of projections written for the eventsourcing library"""
 
 
 class Projection(BaseModel):
