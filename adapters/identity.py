@@ -25,9 +25,9 @@ def new_secret() -> str:
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
-def digest(secret: str) -> str:
+def digest(secret: bytes) -> str:
     """The hash under which a token is stored. Fast on purpose: 256 random bits cannot be guessed."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(secret).hexdigest()
 
 
 class Identity:
@@ -37,7 +37,7 @@ class Identity:
         self._pool = pool
         self._cache: TTLCache[str, tuple[Caller, datetime | None]] = TTLCache(maxsize=10_000, ttl=cache_seconds)
 
-    async def caller(self, secret: str) -> Caller | None:
+    async def caller(self, secret: bytes) -> Caller | None:
         """The caller who holds ``secret``; None where it is unknown, expired or revoked."""
         key = digest(secret)
         found = self._cache.get(key)

@@ -22,7 +22,6 @@ from uuid import UUID
 import orjson
 import psycopg
 from cachetools import LRUCache
-from psycopg.types.json import Jsonb
 
 from adapters import codec
 from adapters.event_log import COLUMNS, EventRow, append, event_row
@@ -135,7 +134,7 @@ cross join lateral (
 _LOAD_OUTCOMES = """
 select o.workspace_id, o.key, o.fingerprint, o.answer
 from unnest(%s::uuid[], %s::text[]) as wanted (workspace_id, key) join outcomes o using (workspace_id, key)"""
-_SAVE_OUTCOMES = "insert into outcomes select * from unnest(%s::uuid[], %s::text[], %s::bytea[], %s::jsonb[])"
+_SAVE_OUTCOMES = "insert into outcomes select * from unnest(%s::uuid[], %s::text[], %s::bytea[], %s::text[]::jsonb[])"
 _SAVE_SNAPSHOTS = """
 insert into snapshots
 select * from unnest(%s::uuid[], %s::uuid[], %s::text[], %s::bigint[], %s::bytea[], %s::text[])
@@ -248,9 +247,8 @@ class CommandHandler:
                 append(cursor, batch.rows)
         with connection.pipeline():
             if batch.outcomes:
-                columns = list(zip(*batch.outcomes, strict=True))
-                answers = [Jsonb(answer, dumps=orjson.dumps) for answer in columns[3]]
-                _execute(connection, _SAVE_OUTCOMES, [*map(list, columns[:3]), answers])
+                *columns, answers = _columns(batch.outcomes, 4)
+                _execute(connection, _SAVE_OUTCOMES, [*columns, [orjson.dumps(answer).decode() for answer in answers]])
             if batch.snapshots:
                 _execute(connection, _SAVE_SNAPSHOTS, _columns([_snapshot(s, batch) for s in batch.snapshots], 6))
             if batch.rows:

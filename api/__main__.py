@@ -327,7 +327,7 @@ def create_token(
     with database(_load()) as url:
         handler = CommandHandler(url)
         _ensure_workspace(handler, workspace)
-        command = IssueToken(name=name, secret_sha256=digest(secret), actor=actor, role=role)
+        command = IssueToken(name=name, secret_sha256=digest(secret.encode()), actor=actor, role=role)
         outcome = _execute(handler, workspace, uuid4(), command)
         handler.close()
     Console(stderr=True).print(f"token {outcome.stream_id} for {actor.kind}:{actor.id}, role {role}:", highlight=False)

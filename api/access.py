@@ -5,14 +5,16 @@ Invariant: no route reaches the log or a read model without a `Caller`.
 
 import hashlib
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, TypeVar, get_type_hints
 from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from adapters import writer
@@ -25,15 +27,27 @@ from domain.errors import PermissionDeniedError
 from domain.events import Surface
 from domain.permissions import Caller, Permission, may
 
-CLIENT_SURFACES = frozenset(Surface) - {Surface.IMPORT, Surface.BULK}
-_ETAG = re.compile(r'(?:W/)?"?([0-9]{1,18})"?')
-_PRINTABLE = re.compile(r"[\x21-\x7e]{1,200}")
+CLIENT_SURFACES = {
+    surface.value.encode(): surface for surface in Surface if surface not in {Surface.IMPORT, Surface.BULK}
+}
+_ETAG = re.compile(rb'(W/)?"[0-9]{1,18}"|[0-9]{1,18}|\*')
+_PRINTABLE = re.compile(rb"[\x21-\x7e]{1,200}")
+_UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_EXPECTED = {
+    _ETAG: 'expected a version as the ETag has it, such as "3"',
+    _PRINTABLE: "expected 1 to 200 printable ASCII characters without blanks",
+    _UUID: "expected a UUID",
+}
 
 
 async def authenticate(request: Request) -> Caller:
     """The caller who holds the request's bearer token."""
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secret or len(secret) > 500:
+    return await _holder(request, dict(request.scope["headers"]).get(b"authorization", b""))
+
+
+async def _holder(request: Request, authorization: bytes) -> Caller:
+    scheme, _, secret = authorization.partition(b" ")
+    if scheme.lower() != b"bearer" or not secret or len(secret) > 500:
         raise UnauthenticatedError
     identity: Identity = request.app.state.identity
     caller = await identity.caller(secret.strip())
@@ -55,73 +69,102 @@ def require(caller: Caller, permission: Permission) -> None:
 class Commanding:
     """One HTTP request that carries a command."""
 
-    def __init__(self, request: Request, caller: Caller) -> None:
+    def __init__(self, request: Request, caller: Caller, headers: Mapping[bytes, bytes]) -> None:
         self.caller = caller
         self._request = request
+        self._headers = headers
 
     async def execute(
-        self,
-        command: Command,
-        id_: UUID,
-        *,
-        surface: Surface | None = None,
-        key: str | None = None,
+        self, command: Command, id_: UUID, *, surface: Surface | None = None, key: str | None = None
     ) -> writer.Outcome:
         """The outcome of ``command`` on the aggregate ``id_``, once it is committed.
 
         ``key`` is a further idempotency key, which the command itself brings along.
         """
-        headers = self._request.headers
-        keys = [name for name in (self._idempotency_key(), key) if name]
+        given = _form(self._headers, b"idempotency-key", _PRINTABLE)
+        keys = [name for name in (given and f"key:{given}", key) if name]
         request_id = self._request.state.request_id
-        outcome: writer.Outcome = await self._request.app.state.writer.execute(
+        correlation_id = _form(self._headers, b"correlation-id", _UUID)
+        handling: writer.Writer = self._request.app.state.writer
+        return await handling.execute(
             writer.Request(
                 stream=Stream(self.caller.workspace_id, command.STREAM, id_),
                 command=command,
                 caller=self.caller,
                 surface=surface or self._surface(),
                 request_id=request_id,
-                correlation_id=_uuid(headers.get("correlation-id")) or request_id,
-                causation_id=_checked(headers, "causation-id", _PRINTABLE),
+                correlation_id=UUID(correlation_id) if correlation_id else request_id,
+                causation_id=_form(self._headers, b"causation-id", _PRINTABLE),
                 expected_version=self._expected_version(),
                 keys=tuple(keys),
                 fingerprint=await self._fingerprint() if keys else b"",
             )
         )
-        return outcome
-
-    def _idempotency_key(self) -> str | None:
-        key = _checked(self._request.headers, "idempotency-key", _PRINTABLE)
-        return f"key:{key}" if key else None
 
     def _expected_version(self) -> int | None:
-        value = self._request.headers.get("if-match")
-        if value is None or value.strip() == "*":
-            return None
-        match = _ETAG.fullmatch(value.strip())
-        if match is None:
-            raise _invalid("if-match", 'a version as the ETag has it, such as "3"')
-        return int(match[1])
+        value = _form(self._headers, b"if-match", _ETAG)
+        return None if value in {None, "*"} else int(str(value).strip('W/"'))
 
     def _surface(self) -> Surface:
-        value = self._request.headers.get("surface", Surface.API.value)
-        if value not in CLIENT_SURFACES:
-            raise _invalid("surface", f"one of {', '.join(sorted(CLIENT_SURFACES))}")
-        return Surface(value)
+        value = self._headers.get(b"surface")
+        if value is None:
+            return Surface.API
+        try:
+            return CLIENT_SURFACES[value]
+        except KeyError:
+            raise _invalid("surface", f"expected one of {', '.join(CLIENT_SURFACES.values())}") from None
 
     async def _fingerprint(self) -> bytes:
         """A digest of who asks for what: the same request again has the same one."""
         request, actor = self._request, self.caller.actor
-        about = f"{actor.kind}:{actor.id}\n{request.method} {request.url.path}\n".encode("utf-8", "surrogatepass")
+        about = f"{actor.kind}:{actor.id}\n{request.method} {request.scope['path']}\n".encode("utf-8", "surrogatepass")
         return hashlib.sha256(about + await request.body()).digest()
 
 
-async def commanding(request: Request, caller: Authenticated) -> Commanding:
-    """What a route needs to carry out a command."""
-    return Commanding(request, caller)
+async def _given_by_the_route() -> None:
+    """Keeps FastAPI from taking `Commanding` for a part of the request."""
 
 
-Commands = Annotated[Commanding, Depends(commanding)]
+Commands = Annotated[Commanding, Depends(_given_by_the_route)]
+"""What a handler of a `CommandRoute` carries out its command with."""
+
+
+class CommandRoute(APIRoute):
+    """A route that carries a command: as FastAPI documents it, without its general way of finding arguments.
+
+    A handler takes path parameters, at most one JSON body, and `Commanding`; parsing just that costs a third of the
+    time (``make bench``).
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What is run for a request."""
+        hints = get_type_hints(self.endpoint, include_extras=True)
+        places = {name: TypeAdapter(hints[name]) for name in self.param_convertors}
+        body_name = next((name for name in hints if name not in {*places, "commands", "return"}), None)
+        body_type = TypeAdapter(hints[body_name]) if body_name else None
+
+        async def handler(request: Request) -> Response:
+            headers = dict(request.scope["headers"])
+            caller = await _holder(request, headers.get(b"authorization", b""))
+            found = request.path_params
+            arguments = {
+                name: _parse(type_.validate_python, found[name], "path", name) for name, type_ in places.items()
+            }
+            if body_name is not None and body_type is not None:
+                if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+                    raise HTTPException(415, "Send JSON, and say so: Content-Type: application/json")
+                arguments[body_name] = _parse(body_type.validate_json, await request.body(), "body")
+            response: Response = await self.endpoint(**arguments, commands=Commanding(request, caller, headers))
+            return response
+
+        return handler
+
+
+def _parse(validate: Callable[[Any], Any], value: Any, *place: str) -> Any:
+    try:
+        return validate(value)
+    except ValidationError as error:
+        raise RequestValidationError([{**e, "loc": (*place, *e["loc"])} for e in error.errors()]) from None
 
 
 def answer(outcome: writer.Outcome, status: int = 200, location: str | None = None) -> Response:
@@ -141,44 +184,45 @@ def answer(outcome: writer.Outcome, status: int = 200, location: str | None = No
     return Response(orjson.dumps(body), status, headers, "application/json")
 
 
-def _uuid(value: str | None) -> UUID | None:
-    try:
-        return UUID(value) if value else None
-    except ValueError:
-        raise _invalid("correlation-id", "a UUID") from None
+def _form(headers: Mapping[bytes, bytes], name: bytes, form: re.Pattern[bytes]) -> str | None:
+    """The header's value, which must have ``form``; None where it did not come."""
+    value = headers.get(name)
+    if value is None:
+        return None
+    if not form.fullmatch(value):
+        raise _invalid(name.decode(), _EXPECTED[form])
+    return value.decode("ascii")
 
 
-def _checked(headers: Any, name: str, form: re.Pattern[str]) -> str | None:
-    value: str | None = headers.get(name)
-    if value is not None and not form.fullmatch(value):
-        raise _invalid(name, "1 to 200 printable ASCII characters without blanks")
-    return value
+def _invalid(header: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": ("header", header), "type": "invalid_header", "msg": message}])
 
 
-def _invalid(header: str, expected: str) -> RequestValidationError:
-    return RequestValidationError(
-        [{"loc": ("header", header), "type": "invalid_header", "msg": f"expected {expected}"}]
-    )
-
-
-def _header(name: str, description: str, example: str) -> dict[str, Any]:
-    schema = {"type": "string", "maxLength": 200}
+def _header(name: str, description: str, example: str, **schema: Any) -> dict[str, Any]:
     return {
         "name": name,
         "in": "header",
         "required": False,
-        "schema": schema,
+        "schema": {"type": "string", **schema},
         "description": description,
         "example": example,
     }
 
 
+_WORD = "^[!-~]{1,200}$"
+
+
 _COMMAND_HEADERS = [
-    _header("Idempotency-Key", "The first answer to a key is given again; another request under it is refused.", "a1"),
-    _header("If-Match", "Refuse (412) unless it is at this version.", '"3"'),
-    _header("Surface", "Where the actor does it: inbox, listing, bot, channel, automation or api.", "inbox"),
-    _header("Correlation-Id", "A UUID that ties together what belongs together.", str(UUID(int=1))),
-    _header("Causation-Id", "What made you ask, such as the id of an event.", "evt-17"),
+    _header(
+        "Idempotency-Key",
+        "The first answer to a key is given again; another request under it is refused.",
+        "a1",
+        pattern=_WORD,
+    ),
+    _header("If-Match", "Refuse (412) unless it is at this version.", '"3"', pattern='^(W/)?"[0-9]{1,18}"$'),
+    _header("Surface", "Where the actor does it.", "inbox", enum=sorted(CLIENT_SURFACES)),
+    _header("Correlation-Id", "Ties together what belongs together.", str(UUID(int=1)), format="uuid"),
+    _header("Causation-Id", "What made you ask, such as the id of an event.", "evt-17", pattern=_WORD),
 ]
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 QUERY_PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -193,6 +237,7 @@ _COMMAND_PROBLEMS: dict[int | str, dict[str, Any]] = QUERY_PROBLEMS | {
     409: _PROBLEM | {"description": "A rule refuses this in the present state"},
     412: _PROBLEM | {"description": "It has changed since the version in If-Match"},
     413: _PROBLEM | {"description": "The body is too large"},
+    415: _PROBLEM | {"description": "The body is not announced as JSON"},
 }
 
 Route = TypeVar("Route", bound=Callable[..., Any])
@@ -208,16 +253,23 @@ def command_route(
     model: type[BaseModel] = CommandAnswer,
     example: dict[str, Any] | None = None,
 ) -> Callable[[Route], Route]:
-    """A route that carries a command, documented alike everywhere; ``example`` is a body that runs on the demo."""
+    """Make a route of a handler that carries a command; ``example`` is a body that runs on the demo."""
     docs: dict[str, Any] = {"parameters": _COMMAND_HEADERS}
     if example is not None:
         docs["requestBody"] = {"content": {"application/json": {"example": example}}}
-    return router.api_route(
-        path,
-        methods=[method],
-        summary=summary,
-        status_code=status,
-        response_model=model,
-        responses=_COMMAND_PROBLEMS,
-        openapi_extra=docs,
-    )
+
+    def register(endpoint: Route) -> Route:
+        router.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            summary=summary,
+            status_code=status,
+            response_model=model,
+            responses=_COMMAND_PROBLEMS,
+            openapi_extra=docs,
+            route_class_override=CommandRoute,
+        )
+        return endpoint
+
+    return register

@@ -7,11 +7,11 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 from fastapi import FastAPI
 from psycopg_pool import AsyncConnectionPool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils.compat import uuid7
 
 from adapters.identity import Identity
 from adapters.postgres import with_settings
@@ -80,9 +80,18 @@ def _describe_security(app: FastAPI) -> None:
                 if path.startswith("/v1/"):
                     for operation in operations_.values():
                         operation["security"] = [{"token": []}]
+                        _describe_problems(operation["responses"])
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _describe_problems(responses: dict[str, dict[str, Any]]) -> None:
+    """Give problem documents their own media type: FastAPI puts every model under the route's."""
+    for response in responses.values():
+        content = response.get("content", {})
+        if "application/problem+json" in content:
+            content["application/problem+json"] = content.pop("application/json")
 
 
 class Limits:
@@ -97,7 +106,7 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid4()
+        request_id = uuid7()
         scope.setdefault("state", {})["request_id"] = request_id
         header = (b"request-id", str(request_id).encode())
 

@@ -370,7 +370,7 @@ async def list_conversations(
     after = decode_cursor(wanted.cursor, str, str, str, UUID)
     if after is not None and after[:2] != [wanted.sort.value, wanted.order]:
         raise invalid("cursor", "belongs to another sort; start again without it")
-    if after is not None and not _SORT_VALUE.fullmatch(after[2]):
+    if after is not None and not _is_sort_value(wanted.sort, after[2]):
         raise invalid("cursor", "is not one of ours; start again without it")
     await wait_for(request, "listing", wanted.at_least)
     bar = Bar(
@@ -394,7 +394,19 @@ async def list_conversations(
     return as_json({"items": [shown(row) for row in rows], "next": cursor})
 
 
-_SORT_VALUE = re.compile(r"-?infinity|[0-3]|\d{4,6}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?[+-]\d\d(:\d\d)*( BC)?")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?\+00")
+
+
+def _is_sort_value(sort: Sort, value: str) -> bool:
+    """Whether PostgreSQL would print a value of ``sort`` like this, so that it can also read it."""
+    if sort is Sort.PRIORITY:
+        return value in {"0", "1", "2", "3"}
+    if value in {"infinity", "-infinity"}:
+        return True
+    try:
+        return _TIME.fullmatch(value) is not None and datetime.fromisoformat(value) is not None
+    except ValueError:
+        return False
 
 
 async def _visible(request: Request, caller: Caller, id_: UUID) -> dict[str, Any]:

@@ -105,8 +105,8 @@ def _story(token: str) -> Iterator[tuple[UUID, Actor, Command]]:
     for contact, details in _CONTACTS.items():
         yield contact, _SYSTEM, RegisterContact(contact_id=contact, details=details)
     yield from _conversations()
-    token_id = uuid5(WORKSPACE, f"token:{digest(token)}")
-    issued = IssueToken(name="bootstrap", secret_sha256=digest(token), actor=ADMIN_ACTOR, role="admin")
+    token_id = uuid5(WORKSPACE, f"token:{digest(token.encode())}")
+    issued = IssueToken(name="bootstrap", secret_sha256=digest(token.encode()), actor=ADMIN_ACTOR, role="admin")
     yield token_id, _SYSTEM, issued
 
 

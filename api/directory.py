@@ -3,13 +3,14 @@
 Invariant: a token's secret is shown once, in the answer that issues it, and stored nowhere.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID, uuid5
 
 import orjson
 from fastapi import APIRouter, Path, Request
-from pydantic import AwareDatetime, BaseModel
+from pydantic import AfterValidator, AwareDatetime, BaseModel
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
@@ -59,13 +60,23 @@ class RoleGrants(Fact):
     grants: dict[Permission, Scope]
 
 
+def _storable(moment: datetime) -> datetime:
+    """``moment``, if it can be told in every time zone: near both ends of the calendar it cannot."""
+    if not _FIRST_MOMENT <= moment <= _LAST_MOMENT:
+        raise PydanticCustomError("out_of_range", "expected a time between the years 1970 and 9999")
+    return moment
+
+
+_FIRST_MOMENT, _LAST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+
+
 class NewToken(Fact):
     """An access token to issue: for an agent (actor kind agent, their id), a bot or an integration."""
 
     name: Name
     actor: Actor
     role: Slug
-    expires_at: AwareDatetime | None = None
+    expires_at: Annotated[AwareDatetime, AfterValidator(_storable)] | None = None
 
 
 class IssuedToken(CommandAnswer):
@@ -187,7 +198,7 @@ async def issue_token(body: NewToken, commands: Commands) -> Response:
     secret = new_secret()
     command = IssueToken(
         name=body.name,
-        secret_sha256=digest(secret),
+        secret_sha256=digest(secret.encode()),
         actor=body.actor,
         role=body.role,
         expires_at=body.expires_at,

@@ -164,7 +164,7 @@ async def read_events(
     end = min(after + SCANNED, head[0]["head"])
     rows = await fetch(
         request,
-        f"select {', '.join(EVENT_COLUMNS)} from events"
+        f"select {EVENT_COLUMNS} from events"
         " where position > %s and position <= %s and workspace_id = %s order by position limit %s",
         (after, end, caller.workspace_id, limit),
     )

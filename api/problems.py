@@ -110,7 +110,9 @@ async def on_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:
         return problem(422, "invalid-request", "The body is not valid JSON.")
-    code = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}.get(error.status_code, "refused")
+    code = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}.get(
+        error.status_code, "refused"
+    )
     headers = dict(error.headers) if error.headers else None
     return problem(error.status_code, code, str(error.detail), headers)
 

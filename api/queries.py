@@ -6,7 +6,9 @@ Invariant: a cursor holds only what the page before it showed; it grants nothing
 import asyncio
 import base64
 import binascii
+import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from time import monotonic
 from typing import Annotated, Any
 from uuid import UUID
@@ -102,4 +104,16 @@ def invalid(parameter: str, message: str) -> RequestValidationError:
 
 def as_json(body: Any, headers: Mapping[str, str] | None = None) -> Response:
     """``body`` as a JSON response; UUIDs and times as text."""
-    return Response(orjson.dumps(body), 200, headers, "application/json")
+    return Response(_json(body), 200, headers, "application/json")
+
+
+def _json(body: Any) -> bytes:
+    try:
+        return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        # An attribute may be a number beyond 64 bits, which orjson refuses and JSON does not.
+        return json.dumps(body, default=_plain, ensure_ascii=False).encode()
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
