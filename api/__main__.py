@@ -179,38 +179,45 @@ def project() -> None:
 @app.command()
 def publish() -> None:
     """Publish the log to Kafka, until stopped."""
-    from adapters.kafka_publisher import Publisher, PublisherSettings  # noqa: PLC0415  # only this needs Kafka
+    from adapters import kafka_publisher  # noqa: PLC0415  # only this needs Kafka
 
     chosen = _load()
     if chosen.kafka_bootstrap_servers is None:
         raise SystemExit(f"Nothing to publish to: set {settings.PREFIX}KAFKA_BOOTSTRAP_SERVERS (see: make kafka)")
     stop = stop_on_signals()
     with database(chosen) as url, EventLog(url, application="conversas-publisher") as log:
-        publisher = Publisher(
+        publisher = kafka_publisher.Publisher(
             log,
             url,
-            PublisherSettings(
+            kafka_publisher.PublisherSettings(
                 bootstrap_servers=chosen.kafka_bootstrap_servers,
                 partitions=chosen.kafka_partitions,
                 replication_factor=chosen.kafka_replication_factor,
             ),
+            wait=log.wait,
         )
-        publisher.run(stop)
+        try:
+            publisher.run(stop)
+        except (kafka_publisher.StartRefusedError, kafka_publisher.PublisherFailedError) as error:
+            raise SystemExit(f"Not publishing: {error}") from error
 
 
 @app.command()
 def kafka(port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 9092) -> None:
     """Run a local Apache Kafka to try things with (needs Java 17 and Maven), until Ctrl-C."""
-    from adapters.kafka_broker import KafkaBroker  # noqa: PLC0415  # only this needs Kafka
+    from adapters.kafka_broker import KafkaBroker, KafkaUnavailableError  # noqa: PLC0415  # only this needs Kafka
 
     chosen = _load()
     stop = stop_on_signals()
     directory = chosen.data_directory / "kafka"
-    with KafkaBroker(directory, port=port) as broker:
-        out.print(
-            f"Apache Kafka is running on {broker.bootstrap_servers}; its data is in {directory}. Ctrl-C stops it."
-        )
-        stop.wait()
+    try:
+        with KafkaBroker(directory / "data", port=port, cache=directory / "libs") as broker:
+            where = f"{settings.PREFIX}KAFKA_BOOTSTRAP_SERVERS={broker.bootstrap_servers}"
+            out.print(f"Apache Kafka is running; publish to it with {where}. Ctrl-C stops it.", soft_wrap=True)
+            while broker.pid is not None and not stop.wait(1.0):
+                pass
+    except KafkaUnavailableError as error:
+        raise SystemExit(str(error)) from None
 
 
 # Looking after it

@@ -1,0 +1,798 @@
+"""The publisher against a real Apache Kafka and a real PostgreSQL: once, in order, or not at all.
+
+Run as a program, this file is the publisher process that the tests kill (see `child`).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+from kafka.partitioner.default import DefaultPartitioner
+from psycopg.conninfo import make_conninfo
+
+from adapters.kafka_broker import KafkaBroker
+from adapters.kafka_publisher import (
+    WATCHDOG_EXIT_CODE,
+    LockLostError,
+    Position,
+    Publisher,
+    PublisherFailedError,
+    PublisherSettings,
+    StartRefusedError,
+    Watchdog,
+    partition_of,
+)
+from domain.envelope import Metadata, RecordedEvent, Stream, StreamType
+from domain.events import (
+    Actor,
+    ActorKind,
+    AttributePersonal,
+    AttributeSet,
+    ContactDetails,
+    ContactRegistered,
+    ConversationAssumed,
+    Event,
+    MessageKind,
+    MessagePersonal,
+    MessageReceived,
+    NoteAdded,
+    NotePersonal,
+    Surface,
+)
+
+pytestmark = [
+    pytest.mark.kafka,
+    # kafka-python leaves each socket whose connect was refused to the garbage collector, without closing it.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
+
+ROOT = Path(__file__).parents[2]
+SPACE = uuid.UUID("6a3f1c52-6d5e-4c61-9d0a-0f5b8f0f2b11")
+SECRET = "Maria-dos-Santos"
+PARTITIONS = 4
+
+
+# A log
+
+
+def _id(name: str) -> uuid.UUID:
+    return uuid.uuid5(SPACE, name)
+
+
+def _event(number: int) -> Event:
+    author, contact_id, message_id = Actor(kind=ActorKind.AGENT, id="ana"), _id("contact"), _id(f"message {number}")
+    match number % 4:
+        case 0:
+            said = MessagePersonal(text=f"{SECRET} {number}")
+            kind = MessageKind.TEXT
+            return MessageReceived(
+                message_id=message_id, author=author, kind=kind, contact_id=contact_id, personal=said
+            )
+        case 1:
+            noted = NotePersonal(text=SECRET)
+            return NoteAdded(message_id=message_id, author=author, contact_id=contact_id, personal=noted)
+        case 2:
+            value = AttributePersonal(before=None, after=SECRET)
+            return AttributeSet(key="nickname", contact_id=contact_id, personal=value)
+        case _:
+            return ConversationAssumed(agent_id=_id("agent"))
+
+
+def history(count: int, conversations: int = 7) -> list[RecordedEvent]:
+    """The same events each time: of some conversations, and every tenth of a contact, which is not to be published."""
+    versions: dict[uuid.UUID, int] = {}
+    recorded = []
+    for position in range(1, count + 1):
+        is_contact = position % 10 == 0
+        stream_id = _id(f"contact {position}" if is_contact else f"conversation {position * 31 % conversations}")
+        version = versions[stream_id] = versions.get(stream_id, 0) + 1
+        kind = StreamType.CONTACT if is_contact else StreamType.CONVERSATION
+        event = ContactRegistered(contact_id=stream_id, personal=ContactDetails(name=SECRET))
+        metadata = Metadata(
+            actor=Actor(kind=ActorKind.AGENT, id="ana"),
+            surface=Surface.INBOX,
+            occurred_at=datetime(2025, 1, 31, 9, 0, tzinfo=UTC),
+            request_id=_id(f"request {position}"),
+            correlation_id=_id("correlation"),
+            causation_id="earlier:1" if position == 1 else None,
+        )
+        at = datetime(2025, 1, 31, 12, 0, tzinfo=UTC) + timedelta(milliseconds=position)
+        stream = Stream(SPACE, kind, stream_id)
+        recorded.append(
+            RecordedEvent(position, stream, version, event if is_contact else _event(position), metadata, at)
+        )
+    return recorded
+
+
+class ListLog:
+    """A log in memory."""
+
+    def __init__(self, events: list[RecordedEvent]) -> None:
+        self.events = events
+
+    def read(self, after: int, limit: int) -> Sequence[RecordedEvent]:
+        return self.events[after : after + limit]
+
+    def head(self) -> int:
+        return len(self.events)
+
+
+def expected_ids(events: Sequence[RecordedEvent]) -> list[str]:
+    return [each.id for each in events if each.stream.type is StreamType.CONVERSATION]
+
+
+# A consumer
+
+
+def text_headers(record: Any) -> dict[str, str]:
+    return {name: value.decode() for name, value in record.headers}
+
+
+def consumed(bootstrap: str, topic: str, isolation_level: str = "read_committed") -> list[Any]:
+    """All records of ``topic`` that such a consumer sees, partition by partition."""
+    with closing(
+        KafkaConsumer(
+            bootstrap_servers=bootstrap,
+            isolation_level=isolation_level,
+            enable_auto_commit=False,
+            retry_backoff_ms=10,
+        )
+    ) as consumer:
+        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
+        ends = consumer.end_offsets(partitions)
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+        records: dict[TopicPartition, list[Any]] = {partition: [] for partition in partitions}
+        while any(consumer.position(partition) < ends[partition] for partition in partitions):
+            for partition, found in consumer.poll(timeout_ms=200).items():
+                records[partition] += found
+    return [record for partition in partitions for record in records[partition]]
+
+
+def assert_exactly_once(bootstrap: str, settings: PublisherSettings, events: Sequence[RecordedEvent]) -> None:
+    """Every event of a conversation once, and those of one conversation in order."""
+    records = consumed(bootstrap, settings.events_topic)
+    ids = [text_headers(record)["ce_id"] for record in records]
+    assert sorted(ids) == sorted(expected_ids(events))
+    last: dict[bytes, int] = {}
+    for record in records:
+        version = int(text_headers(record)["ce_sequence"])
+        assert version == last.get(record.key, 0) + 1
+        last[record.key] = version
+
+
+# Publishers
+
+
+def make_settings(bootstrap: str, **changes: Any) -> PublisherSettings:
+    settings = PublisherSettings(
+        bootstrap_servers=bootstrap,
+        topic_prefix=f"test-{uuid.uuid4()}",
+        partitions=PARTITIONS,
+        replication_factor=1,
+        max_batch=100,
+        poll_seconds=0.02,
+    )
+    return replace(settings, **changes)
+
+
+@pytest.fixture
+def settings(kafka_bootstrap: str) -> PublisherSettings:
+    return make_settings(kafka_bootstrap)
+
+
+@contextmanager
+def live(publisher: Publisher) -> Iterator[Publisher]:
+    with closing(publisher):
+        assert publisher.start()
+        yield publisher
+
+
+def publish(events: list[RecordedEvent], database: str, settings: PublisherSettings) -> int:
+    with live(Publisher(ListLog(events), database, settings)) as publisher:
+        return publisher.publish_available()
+
+
+@contextmanager
+def admin(bootstrap: str) -> Iterator[KafkaAdminClient]:
+    with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as client:
+        yield client
+
+
+def write_position(settings: PublisherSettings, value: bytes) -> None:
+    with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as producer:
+        producer.send(settings.positions_topic, value, settings.transactional_id.encode()).get(10)
+
+
+def last_position(settings: PublisherSettings) -> Position:
+    return Position.parse(consumed(settings.bootstrap_servers, settings.positions_topic)[-1].value)
+
+
+class Unlocked(Publisher):
+    """Believes that it still has the lock, as a process does that slept while it lost it."""
+
+    def _require_lock(self) -> None:
+        pass
+
+
+# What is published
+
+
+def test_every_event_of_a_conversation_arrives_once_and_in_order(database: str, settings: PublisherSettings) -> None:
+    events = history(1_234)
+    with live(Publisher(ListLog(events), database, settings)) as publisher:
+        assert publisher.publish_available() == len(expected_ids(events))
+        assert publisher.publish_available() == 0
+        status = publisher.status
+        assert (status.is_live, status.position, status.published) == (True, 1_234, len(expected_ids(events)))
+        assert (status.commits, status.aborts, status.fencings) == (13, 0, 0)
+    assert_exactly_once(settings.bootstrap_servers, settings, events)
+    assert last_position(settings).position == 1_234
+
+
+def test_a_record_is_a_cloud_event(database: str, settings: PublisherSettings) -> None:
+    events = history(1)
+    publish(events, database, settings)
+    (record,) = consumed(settings.bootstrap_servers, settings.events_topic)
+    recorded = events[0]
+    conversation_id = str(recorded.stream.id)
+    assert record.key == conversation_id.encode()
+    assert text_headers(record) == {
+        "ce_specversion": "1.0",
+        "ce_id": f"{conversation_id}:1",
+        "ce_type": "note-added.v1",
+        "ce_source": f"/workspaces/{SPACE}",
+        "ce_subject": conversation_id,
+        "ce_time": "2025-01-31T12:00:00.001000Z",
+        "ce_dataschema": "urn:conversas:schema:note-added.v1",
+        "ce_partitionkey": conversation_id,
+        "ce_sequence": "1",
+        "ce_position": "1",
+        "ce_actor": "agent:ana",
+        "ce_surface": "inbox",
+        "ce_occurredat": "2025-01-31T09:00:00.000000Z",
+        "ce_requestid": str(_id("request 1")),
+        "ce_correlationid": str(_id("correlation")),
+        "ce_causationid": "earlier:1",
+        "content-type": "application/json",
+    }
+    assert all(name == "content-type" or name.removeprefix("ce_").isalnum() for name in text_headers(record))
+    assert len(record.headers) == len(text_headers(record))
+    assert json.loads(record.value) == recorded.event.model_dump(mode="json", exclude={"personal"})
+    assert record.timestamp == int(recorded.recorded_at.timestamp() * 1_000)
+
+
+def test_a_conversation_goes_where_any_kafka_client_would_put_it() -> None:
+    class Cluster:
+        def topics(self) -> set[str]:
+            return {"t"}
+
+        def partitions_for_topic(self, _: str) -> set[int]:
+            return set(range(24))
+
+        available_partitions_for_topic = partitions_for_topic
+
+    for number in range(100):
+        key = str(_id(str(number))).encode()
+        assert partition_of(key, 24) == DefaultPartitioner().partition("t", key, key, None, None, Cluster())
+
+
+def test_no_record_holds_personal_data(database: str, settings: PublisherSettings) -> None:
+    publish(history(40), database, settings)
+    records = consumed(settings.bootstrap_servers, settings.events_topic)
+    assert len(records) == 36
+    for record in records:
+        everything = b"".join((record.key, record.value, *(value for _, value in record.headers)))
+        assert SECRET.encode() not in everything
+        assert b"personal" not in record.value
+
+
+def test_what_comes_later_is_published_when_the_hint_wakes_it(database: str, settings: PublisherSettings) -> None:
+    events = history(30)
+    log, stop, hint = ListLog(events[:10]), threading.Event(), threading.Event()
+    slow = replace(settings, poll_seconds=30)
+    publisher = Publisher(log, database, slow, wait=hint.wait)
+    thread = threading.Thread(target=publisher.run, args=(stop,))
+    thread.start()
+    wait_until(lambda: publisher.status.position == 10)
+    log.events = events
+    hint.set()
+    wait_until(lambda: publisher.status.position == 30)
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not publisher.status.is_live
+    assert_exactly_once(settings.bootstrap_servers, settings, events)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Killed between any two lines: a process of its own
+
+
+class Stopping(Publisher):
+    """Stands still for ever (until it is killed) at one point of its third transaction."""
+
+    stage = ""
+
+    def _reached(self, stage: str) -> None:
+        if stage == self.stage and self.status.commits == 2:
+            sys.stdout.write("here\n")
+            sys.stdout.flush()
+            sys.stdin.readline()
+
+    def _send_events(self, batch: Any) -> list[Any]:
+        self._reached("begun")
+        futures = super()._send_events(batch)
+        if self.stage == "half sent":
+            self._producer.flush()
+        self._reached("half sent")
+        return futures
+
+    def _send_position(self, position: Position) -> Any:
+        future = super()._send_position(position)
+        self._reached("position sent")
+        return future
+
+    def _require_delivered(self, futures: Sequence[Any]) -> None:
+        super()._require_delivered(futures)
+        self._reached("delivered")
+
+
+class StoppingAfterCommit(Stopping):
+    def _publish(self, batch: Any) -> Any:
+        following = super()._publish(batch)
+        self._reached("committed")
+        return following
+
+
+class PositionApart(Stopping):
+    """Canary: commits the events first and their position afterwards."""
+
+    def _send_position(self, position: Position) -> Any:
+        if self._origin is not None:
+            self._producer.commit_transaction()
+            self._reached("between")
+            self._producer.begin_transaction()
+        return super()._send_position(position)
+
+
+class NoWatchdog(Stopping):
+    """Canary: waits for ever."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._watchdog.close()
+
+
+class StoppingWithWatchdog(Stopping):
+    """The watchdog runs only once the test has had its time to kill the broker."""
+
+    def _reached(self, stage: str) -> None:
+        with self._watchdog.limit(60, "the test"):
+            super()._reached(stage)
+        self._watchdog._limit = (time.monotonic() + self._settings.deadline_seconds, "a Kafka transaction")
+
+
+CHILDREN = {
+    each.__name__: each for each in (Stopping, StoppingAfterCommit, PositionApart, NoWatchdog, StoppingWithWatchdog)
+}
+
+
+def child(kind: str, stage: str, conninfo: str, bootstrap: str, prefix: str, count: str, deadline: str) -> None:
+    import logging  # noqa: PLC0415  # only the child logs to its standard error
+
+    logging.basicConfig(level=logging.CRITICAL)
+    settings = make_settings(bootstrap, topic_prefix=prefix, deadline_seconds=float(deadline))
+    publisher = CHILDREN[kind](ListLog(history(int(count))), conninfo, settings)
+    publisher.stage = stage
+    publisher.run(threading.Event())
+
+
+@contextmanager
+def child_process(
+    kind: type[Stopping], stage: str, database: str, settings: PublisherSettings, count: int, deadline: float = 30
+) -> Iterator[subprocess.Popen[str]]:
+    """A publisher process that has come to ``stage``."""
+    arguments = (kind.__name__, stage, database, settings.bootstrap_servers, settings.topic_prefix)
+    process = subprocess.Popen(
+        [sys.executable, __file__, *arguments, str(count), str(deadline)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            if process.stdout.readline() != "here\n":
+                pytest.fail(process.stderr.read())
+            yield process
+        finally:
+            process.kill()
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("stage", ["begun", "half sent", "position sent", "delivered", "committed"])
+def test_a_killed_publisher_loses_and_doubles_nothing(stage: str, database: str, settings: PublisherSettings) -> None:
+    kind = StoppingAfterCommit if stage == "committed" else Stopping
+    events = history(500)
+    with child_process(kind, stage, database, settings, len(events)):
+        pass
+    publish(events, database, settings)
+    assert_exactly_once(settings.bootstrap_servers, settings, events)
+
+
+@pytest.mark.faults
+def test_canary_a_position_outside_the_transaction_doubles_events(database: str, settings: PublisherSettings) -> None:
+    events = history(500)
+    with child_process(PositionApart, "between", database, settings, len(events)):
+        pass
+    publish(events, database, settings)
+    with pytest.raises(AssertionError):
+        assert_exactly_once(settings.bootstrap_servers, settings, events)
+
+
+# One is live
+
+
+def test_a_second_publisher_waits_for_the_lock(database: str, settings: PublisherSettings) -> None:
+    events = history(20)
+    stop = threading.Event()
+    second = Publisher(ListLog(events), database, settings)
+    thread = threading.Thread(target=second.run, args=(stop,))
+    with live(Publisher(ListLog(events[:10]), database, settings)) as first:
+        thread.start()
+        first.publish_available()
+        time.sleep(1)
+        assert not second.status.is_live
+    wait_until(lambda: second.status.position == 20)
+    stop.set()
+    thread.join(10)
+    assert second.status.published == 9
+    assert_exactly_once(settings.bootstrap_servers, settings, events)
+
+
+def test_a_waiting_publisher_can_be_stopped(database: str, settings: PublisherSettings) -> None:
+    stop = threading.Event()
+    with (
+        live(Publisher(ListLog([]), database, settings)),
+        closing(Publisher(ListLog([]), database, settings)) as second,
+    ):
+        threading.Timer(0.3, stop.set).start()
+        assert not second.start(stop)
+
+
+def end_sessions(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'conversas-publisher-lock'"
+        )
+
+
+def test_a_publisher_that_lost_its_lock_stops(database: str, settings: PublisherSettings) -> None:
+    events = history(20)
+    log = ListLog(events[:10])
+    with live(Publisher(log, database, settings)) as publisher:
+        publisher.publish_available()
+        end_sessions(database)
+        log.events = events
+        with pytest.raises(LockLostError):
+            publisher.publish_available()
+        assert not publisher.status.is_live
+    assert_exactly_once(settings.bootstrap_servers, settings, events[:10])
+
+
+def test_a_lock_lost_within_a_transaction_leaves_it_uncommitted(database: str, settings: PublisherSettings) -> None:
+    class LosesLock(Publisher):
+        def _send_position(self, position: Position) -> Any:
+            if self._origin is not None:
+                end_sessions(database)
+            return super()._send_position(position)
+
+    with live(LosesLock(ListLog(history(10)), database, settings)) as publisher:
+        with pytest.raises(LockLostError):
+            publisher.publish_available()
+        assert publisher.status.aborts == 1
+    publish(history(10), database, settings)
+    assert_exactly_once(settings.bootstrap_servers, settings, history(10))
+
+
+@pytest.mark.parametrize("moment", ["before its transaction", "within its transaction"])
+def test_a_zombie_is_fenced_and_does_not_fence_back(moment: str, database: str, settings: PublisherSettings) -> None:
+    events = history(300)
+
+    with ExitStack() as opened:
+        successor = Publisher(ListLog(events[:250]), database, settings)
+
+        class Zombie(Unlocked):
+            """Sleeps in the middle while another takes over."""
+
+            def _require_delivered(self, futures: Sequence[Any]) -> None:
+                super()._require_delivered(futures)
+                if self._origin is not None:
+                    take_over()
+
+        def take_over() -> None:
+            end_sessions(database)
+            opened.enter_context(live(successor))
+
+        kind = Unlocked if moment.startswith("before") else Zombie
+        zombie = opened.enter_context(live(kind(ListLog(events[:200]), database, settings)))
+        if kind is Unlocked:
+            take_over()
+        with pytest.raises(PublisherFailedError):
+            zombie.publish_available()
+        assert (zombie.status.fencings, zombie.status.aborts, zombie.status.commits) == (1, 1, 0)
+        time.sleep(0.5)  # kafka-python reacts to the fencing in the background, asking for a new epoch
+        successor.publish_available()
+        successor._log = ListLog(events)
+        successor.publish_available()
+    assert_exactly_once(settings.bootstrap_servers, settings, events)
+
+
+# What it refuses
+
+
+def refusal(log: ListLog, database: str, settings: PublisherSettings) -> str:
+    with closing(Publisher(log, database, settings)) as publisher:
+        with pytest.raises(StartRefusedError) as refused:
+            publisher.start()
+        assert not publisher.status.is_live
+    return str(refused.value)
+
+
+def recreate(settings: PublisherSettings, topic: str) -> None:
+    with admin(settings.bootstrap_servers) as client:
+        client.delete_topics([topic])
+        wait_until(lambda: topic not in client.list_topics())
+
+
+def test_it_refuses_when_positions_are_lost_beside_events(database: str, settings: PublisherSettings) -> None:
+    publish(history(10), database, settings)
+    recreate(settings, settings.positions_topic)
+    assert "no position" in refusal(ListLog(history(20)), database, settings)
+
+
+def test_an_aborted_first_batch_does_not_count_as_lost_positions(database: str, settings: PublisherSettings) -> None:
+    class Fails(Publisher):
+        def _require_delivered(self, futures: Sequence[Any]) -> None:
+            super()._require_delivered(futures)
+            if self._origin is not None:
+                raise ValueError
+
+    with live(Fails(ListLog(history(10)), database, settings)) as publisher, pytest.raises(PublisherFailedError):
+        publisher.publish_available()
+    assert consumed(settings.bootstrap_servers, settings.events_topic, "read_uncommitted")
+    publish(history(10), database, settings)
+    assert_exactly_once(settings.bootstrap_servers, settings, history(10))
+
+
+def test_it_refuses_a_position_beyond_the_log(database: str, settings: PublisherSettings) -> None:
+    publish(history(10), database, settings)
+    assert "the log ends at 9" in refusal(ListLog(history(9)), database, settings)
+
+
+def test_it_refuses_another_database(database: str, settings: PublisherSettings) -> None:
+    publish(history(10), database, settings)
+    assert "another database" in refusal(ListLog(history(10)), make_conninfo(database, dbname="postgres"), settings)
+
+
+def test_it_refuses_another_cluster(database: str, settings: PublisherSettings) -> None:
+    publish(history(10), database, settings)
+    write_position(settings, replace(last_position(settings), cluster_id="elsewhere").value())
+    assert "another Kafka cluster: elsewhere" in refusal(ListLog(history(10)), database, settings)
+
+
+def test_it_refuses_a_topic_that_was_made_anew(database: str, settings: PublisherSettings) -> None:
+    publish(history(10), database, settings)
+    recreate(settings, settings.events_topic)
+    assert "was it deleted?" in refusal(ListLog(history(10)), database, settings)
+
+
+def test_it_refuses_another_partition_count(database: str, settings: PublisherSettings) -> None:
+    publish(history(10), database, settings)
+    assert "not the 5" in refusal(ListLog(history(10)), database, replace(settings, partitions=5))
+    with admin(settings.bootstrap_servers) as client:
+        client.create_partitions({settings.events_topic: 5})
+        client.wait_for_topics([settings.events_topic])
+    assert "not the 4" in refusal(ListLog(history(10)), database, settings)
+    assert "partition count: 4" in refusal(ListLog(history(10)), database, replace(settings, partitions=5))
+
+
+def test_it_refuses_a_position_record_that_it_cannot_read(database: str, settings: PublisherSettings) -> None:
+    publish(history(10), database, settings)
+    write_position(settings, b'{"position": 3}')
+    assert "cannot be read" in refusal(ListLog(history(10)), database, settings)
+
+
+def test_it_finds_its_position_behind_many_aborted_ones(
+    database: str, settings: PublisherSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.kafka_publisher.FIRST_LOOK_BACK", 3)
+    publish(history(10), database, settings)
+    with closing(
+        KafkaProducer(
+            bootstrap_servers=settings.bootstrap_servers,
+            transactional_id=settings.transactional_id,
+            retry_backoff_ms=10,
+        )
+    ) as producer:
+        producer.init_transactions()
+        for _ in range(8):
+            producer.begin_transaction()
+            producer.send(settings.positions_topic, b"never", settings.transactional_id.encode())
+            producer.flush()
+            producer.abort_transaction()
+    assert publish(history(20), database, settings) == 9
+    assert_exactly_once(settings.bootstrap_servers, settings, history(20))
+
+
+def test_it_fails_at_a_gap_in_the_log(database: str, settings: PublisherSettings) -> None:
+    events = history(10)
+    del events[4]
+    publisher = Publisher(ListLog(events), database, settings)
+    with live(publisher), pytest.raises(PublisherFailedError, match="gap"):
+        publisher.publish_available()
+    assert consumed(settings.bootstrap_servers, settings.events_topic) == []
+
+
+# Guard 1: a record that times out fails its future only
+
+
+class BrokerDiesInTheMiddle(Publisher):
+    """The broker is gone while the second half of the events is sent, and back before the position is."""
+
+    broker: KafkaBroker
+
+    def _send_events(self, batch: Any) -> list[Any]:
+        half = len(batch.messages) // 2
+        first = super()._send_events(replace(batch, messages=batch.messages[:half]))
+        self._producer.flush()
+        self.broker.stop()
+        second = super()._send_events(replace(batch, messages=batch.messages[half:]))
+        self._producer.flush()  # returns as if nothing were wrong
+        assert not any(future.succeeded() for future in second)
+        self.broker.restart()
+        return first + second
+
+
+class Unchecked(BrokerDiesInTheMiddle):
+    """Canary: commits without a look at the futures."""
+
+    def _require_delivered(self, _: Sequence[Any]) -> None:
+        self._producer.flush()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", [BrokerDiesInTheMiddle, Unchecked], ids=["checked", "canary"])
+def test_a_record_that_timed_out_keeps_the_transaction_from_being_committed(
+    kind: type[BrokerDiesInTheMiddle], database: str, mortal_broker: KafkaBroker
+) -> None:
+    settings = make_settings(mortal_broker.bootstrap_servers, request_timeout_seconds=1, delivery_timeout_seconds=2)
+    events = history(40)
+    with live(kind(ListLog(events), database, settings)) as publisher:
+        publisher.broker = mortal_broker
+        if kind is BrokerDiesInTheMiddle:
+            with pytest.raises(PublisherFailedError, match="did not take a record"):
+                publisher.publish_available()
+        else:
+            publisher.publish_available()
+    publish(events, database, replace(settings, request_timeout_seconds=5, delivery_timeout_seconds=10))
+    if kind is BrokerDiesInTheMiddle:
+        assert_exactly_once(settings.bootstrap_servers, settings, events)
+    else:
+        with pytest.raises(AssertionError):
+            assert_exactly_once(settings.bootstrap_servers, settings, events)
+
+
+# Guard 2: a commit waits for ever for a broker that is gone
+
+
+@pytest.mark.faults
+def test_the_watchdog_ends_a_process_whose_commit_hangs(database: str, mortal_broker: KafkaBroker) -> None:
+    events = history(300)
+    guarded, canary = (make_settings(mortal_broker.bootstrap_servers) for _ in range(2))
+    with (
+        child_process(StoppingWithWatchdog, "delivered", database, guarded, len(events), deadline=1) as process,
+        child_process(NoWatchdog, "delivered", database, canary, len(events), deadline=1) as hanging,
+    ):
+        mortal_broker.stop()
+        go_on(process)
+        go_on(hanging)
+        assert process.wait(10) == WATCHDOG_EXIT_CODE
+        assert process.stderr is not None
+        assert "a Kafka transaction took too long" in process.stderr.read()
+        with pytest.raises(subprocess.TimeoutExpired):
+            hanging.wait(2.5)
+    mortal_broker.restart()
+    publish(events, database, guarded)
+    assert_exactly_once(guarded.bootstrap_servers, guarded, events)
+
+
+def test_the_watchdog_leaves_alone_what_is_in_time() -> None:
+    with closing(Watchdog()) as watchdog:
+        with watchdog.limit(0.5, "this"):
+            pass
+        time.sleep(0.8)
+
+
+# Guard 3: after an error nobody knows what the producer, or the position in memory, is worth
+
+
+class Forgetful(Publisher):
+    """Canary: goes on with the same producer and the same position as if no error had been."""
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        yield
+
+
+@pytest.mark.parametrize("kind", [Publisher, Forgetful], ids=["guarded", "canary"])
+def test_after_a_lost_commit_reply_only_a_new_publisher_goes_on(
+    kind: type[Publisher], database: str, settings: PublisherSettings
+) -> None:
+    events = history(20)
+    with live(kind(ListLog(events), database, settings)) as publisher:
+        commit = publisher._producer.commit_transaction
+
+        def commit_and_lose_the_reply() -> None:
+            commit()
+            publisher._producer.commit_transaction = commit
+            raise KafkaError
+
+        publisher._producer.commit_transaction = commit_and_lose_the_reply
+        with pytest.raises((PublisherFailedError, KafkaError)):
+            publisher.publish_available()
+        if kind is Publisher:
+            with pytest.raises(PublisherFailedError, match="start a new process"):
+                publisher.publish_available()
+        else:
+            publisher.publish_available()
+    publish(events, database, settings)
+    if kind is Publisher:
+        assert_exactly_once(settings.bootstrap_servers, settings, events)
+    else:
+        with pytest.raises(AssertionError):
+            assert_exactly_once(settings.bootstrap_servers, settings, events)
+
+
+def test_a_producer_left_in_a_failed_transaction_publishes_nothing_more(
+    database: str, settings: PublisherSettings
+) -> None:
+    with live(Forgetful(ListLog(history(20)), database, settings)) as publisher:
+        publisher._producer.begin_transaction()  # as an error leaves it
+        for _ in range(2):
+            with pytest.raises(KafkaError, match="IN_TRANSACTION"):
+                publisher.publish_available()
+
+
+if __name__ == "__main__":
+    child(*sys.argv[1:])

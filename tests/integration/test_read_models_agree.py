@@ -1,0 +1,215 @@
+"""Live, rebuilt and naive folds of the log agree, row for row, whatever happened and however it was batched."""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from naive_listing import owners_after_each, row
+from psycopg.rows import dict_row
+
+from adapters.event_log import EventLog
+from adapters.projector import READ_MODELS, Projector, create_missing
+from adapters.rebuild import rebuild
+from adapters.writer import CommandHandler, Request
+from domain.commands import (
+    AddLabel,
+    AddNote,
+    Assume,
+    ChangeContactDetails,
+    ChangePriority,
+    Command,
+    CreateSector,
+    Finalize,
+    FinalizeAutomatically,
+    HandOffFromBot,
+    HandOffToBot,
+    JoinSector,
+    MarkPending,
+    OpenConversation,
+    ReassignContact,
+    ReceiveMessage,
+    RegisterAgent,
+    RegisterContact,
+    RemoveLabel,
+    Reopen,
+    SendMessage,
+    SetAttribute,
+    Transfer,
+)
+from domain.decider import DECIDERS
+from domain.envelope import RecordedEvent, Stream, StreamType
+from domain.errors import DomainError
+from domain.events import Actor, ActorKind, ContactDetails, FinalizationCause, Priority, Surface
+from domain.permissions import BUILT_IN_ROLES, Caller
+
+WORKSPACE = UUID(int=1)
+SECTORS = [UUID(int=0x100 + n) for n in range(3)]
+AGENTS = [UUID(int=0x200 + n) for n in range(3)]
+CONTACTS = [UUID(int=0x300 + n) for n in range(4)]
+CONVERSATIONS = [UUID(int=0x400 + n) for n in range(12)]
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def some_details(chance: random.Random) -> ContactDetails:
+    return ContactDetails(
+        name=chance.choice(["Ana", "João Ção", "李", None]),
+        phones=tuple(chance.sample(["+55 11 98765-4321", "+1 202 555 0100"], chance.randrange(3))),
+        attributes={"plano": chance.choice(["ouro", 3, True, ["a", "b"]])},
+    )
+
+
+def some_command(chance: random.Random) -> Command:
+    sector, agent = chance.choice([*SECTORS, None]), chance.choice([*AGENTS, None])
+    message: dict[str, Any] = {"message_id": UUID(int=chance.getrandbits(128)), "text": "olá"}
+    author = Actor(kind=ActorKind.AGENT, id=str(chance.choice(AGENTS)))
+    return chance.choice(
+        [
+            lambda: OpenConversation(
+                protocol=f"p{chance.randrange(99)}",
+                channel="phone",
+                contact_id=chance.choice(CONTACTS),
+                sector_id=sector,
+            ),
+            lambda: HandOffToBot(bot=chance.choice(["ada", "bob"])),
+            lambda: HandOffFromBot(sector_id=sector),
+            lambda: MarkPending(sector_id=sector),
+            lambda: Assume(agent_id=chance.choice(AGENTS)),
+            lambda: Transfer(sector_id=sector or SECTORS[0], agent_id=agent, reason="x"),
+            lambda: Finalize(surface=chance.choice([Surface.INBOX, Surface.LISTING]), outcome="ok"),
+            lambda: FinalizeAutomatically(cause=FinalizationCause.INACTIVITY),
+            lambda: Reopen(agent_id=agent),
+            lambda: ReceiveMessage(**message),
+            lambda: ReceiveMessage(**message),
+            lambda: SendMessage(**message, author=author),
+            lambda: SendMessage(**message, author=Actor(kind=ActorKind.BOT, id="ada")),
+            lambda: AddNote(**message, author=author),
+            lambda: AddLabel(label=chance.choice(["vip", "novo"])),
+            lambda: RemoveLabel(label=chance.choice(["vip", "novo"])),
+            lambda: ChangePriority(priority=chance.choice(list(Priority))),
+            lambda: SetAttribute(key="pedido", value=chance.choice([1, "dois", None])),
+            lambda: ReassignContact(contact_id=chance.choice(CONTACTS)),
+            lambda: ChangeContactDetails(details=some_details(chance)),
+        ]
+    )()
+
+
+def request(chance: random.Random, id_: UUID, command: Command, at: datetime) -> Request:
+    actor = Actor(kind=chance.choice([ActorKind.SYSTEM, ActorKind.INTEGRATION]), id="x")
+    if chance.random() < 0.5:
+        actor = Actor(kind=ActorKind.AGENT, id=str(chance.choice(AGENTS)))
+    caller = Caller(WORKSPACE, Actor(kind=ActorKind.SYSTEM, id="x"), BUILT_IN_ROLES["admin"])
+    if not isinstance(command, SendMessage | AddNote | Assume | Reopen | OpenConversation | FinalizeAutomatically):
+        caller = Caller(WORKSPACE, actor, BUILT_IN_ROLES["admin"])
+    stream = Stream(WORKSPACE, command.STREAM, id_)
+    return Request(stream, command, caller, Surface.API, uuid4(), uuid4(), occurred_at=at)
+
+
+def a_random_history(database: str, seed: int, commands: int) -> None:
+    """A log of what is left of random commands after the rules have refused their part."""
+    chance = random.Random(seed)
+    handler = CommandHandler(database, cached_states=100)
+    setup: list[tuple[UUID, Command]] = [(sector, CreateSector(name=f"s{sector.int}")) for sector in SECTORS]
+    setup += [(agent, RegisterAgent(name=f"a{agent.int}")) for agent in AGENTS]
+    setup += [(agent, JoinSector(sector_id=sector)) for agent in AGENTS for sector in SECTORS]
+    setup += [(contact, RegisterContact(contact_id=contact, details=some_details(chance))) for contact in CONTACTS]
+    assert not any(isinstance(a, Exception) for a in handler.handle([request(chance, *c, START) for c in setup]))
+    at, batch = START, []
+    for number in range(commands):
+        at += timedelta(seconds=chance.randrange(-30, 300))
+        command = some_command(chance)
+        id_ = chance.choice(CONTACTS if isinstance(command, ChangeContactDetails) else CONVERSATIONS)
+        batch.append(request(chance, id_, command, at))
+        if chance.random() < 0.2 or number == commands - 1:
+            for answer in handler.handle(batch):
+                assert not isinstance(answer, Exception) or isinstance(answer, DomainError), answer
+            batch = []
+    handler.close()
+
+
+def all_events(database: str) -> list[RecordedEvent]:
+    with EventLog(database) as log:
+        events, position = [], 0
+        while batch := log.read(position, 5_000):
+            events += batch
+            position = batch[-1].position
+    return events
+
+
+def rows(database: str, table: str, order: str) -> list[dict[str, Any]]:
+    with psycopg.connect(database, row_factory=dict_row) as connection:
+        return connection.execute(f"select * from {table} order by {order}").fetchall()
+
+
+def naive_rows(events: list[RecordedEvent]) -> Iterator[dict[str, Any]]:
+    streams: dict[Stream, list[RecordedEvent]] = defaultdict(list)
+    for event in events:
+        streams[event.stream].append(event)
+    contacts = {
+        stream.id: DECIDERS[stream.type].fold([e.event for e in theirs]).details.model_dump(mode="json")
+        for stream, theirs in streams.items()
+        if stream.type is StreamType.CONTACT
+    }
+    for stream, theirs in streams.items():
+        if stream.type is StreamType.CONVERSATION:
+            yield row(theirs, contacts)
+
+
+def check_that_all_agree(database: str) -> int:
+    """Compare live, naive and rebuilt; the number of events."""
+    events = all_events(database)
+    live = {model.name: [rows(database, table, "1, 2") for table in model.tables] for model in READ_MODELS}
+    naive = sorted(naive_rows(events), key=lambda found: found["id"])
+    for found, expected in zip(live["listing"][0], naive, strict=True):
+        assert found == expected
+    history = live["history"][0]
+    assert [found["position"] for found in history] == [event.position for event in events]
+    by_stream: dict[UUID, list[RecordedEvent]] = defaultdict(list)
+    for event in events:
+        if event.stream.type is StreamType.CONVERSATION:
+            by_stream[event.stream.id].append(event)
+    after = {
+        event.position: owner
+        for theirs in by_stream.values()
+        for event, owner in zip(theirs, owners_after_each(theirs), strict=True)
+    }
+    for found, event in zip(history, events, strict=True):
+        assert (found["topic"], found["stream_id"], found["version"]) == (
+            event.event.TOPIC,
+            event.stream.id,
+            event.version,
+        )
+        standing = (found["status"], found["sector_id"], found["agent_id"], found["bot"])
+        assert standing == after.get(event.position, (None,) * 4)
+        assert found["details"] == event.event.model_dump(mode="json", exclude={"personal"})
+    for model in READ_MODELS:
+        rebuild(database, model, batch_size=7_777)
+    rebuilt = {model.name: [rows(database, table, "1, 2") for table in model.tables] for model in READ_MODELS}
+    assert rebuilt == live
+    return len(events)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_history_in_any_batches_gives_the_naive_rows(database: str, seed: int) -> None:
+    create_missing(database)
+    a_random_history(database, seed, commands=600)
+    projector = Projector(database, batch_size=random.Random(seed).choice([1, 3, 50, 1_000]))
+    projector.catch_up()
+    projector.close()
+    assert check_that_all_agree(database) > 200
+
+
+def test_the_comparison_notices_a_row_that_is_wrong(database: str) -> None:
+    create_missing(database)
+    a_random_history(database, 0, commands=300)
+    projector = Projector(database)
+    projector.catch_up()
+    projector.close()
+    with psycopg.connect(database) as connection:
+        connection.execute("update listing set unread = unread + 1 where id = (select id from listing limit 1)")
+    with pytest.raises(AssertionError):
+        check_that_all_agree(database)
