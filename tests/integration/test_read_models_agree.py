@@ -1,20 +1,15 @@
 """Live, rebuilt and naive folds of the log agree, row for row, whatever happened and however it was batched."""
 
 import random
-from collections import defaultdict
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from naive_listing import owners_after_each, row
-from psycopg.rows import dict_row
+from agreement import check_that_all_agree
 
-from adapters.event_log import EventLog
-from adapters.projector import READ_MODELS, Projector, create_missing
-from adapters.rebuild import rebuild
+from adapters.projector import Projector, create_missing
 from adapters.writer import CommandHandler, Request
 from domain.commands import (
     AddLabel,
@@ -41,8 +36,7 @@ from domain.commands import (
     SetAttribute,
     Transfer,
 )
-from domain.decider import DECIDERS
-from domain.envelope import RecordedEvent, Stream, StreamType
+from domain.envelope import Stream
 from domain.errors import DomainError
 from domain.events import Actor, ActorKind, ContactDetails, FinalizationCause, Priority, Surface
 from domain.permissions import BUILT_IN_ROLES, Caller
@@ -129,68 +123,6 @@ def a_random_history(database: str, seed: int, commands: int) -> None:
                 assert not isinstance(answer, Exception) or isinstance(answer, DomainError), answer
             batch = []
     handler.close()
-
-
-def all_events(database: str) -> list[RecordedEvent]:
-    with EventLog(database) as log:
-        events, position = [], 0
-        while batch := log.read(position, 5_000):
-            events += batch
-            position = batch[-1].position
-    return events
-
-
-def rows(database: str, table: str, order: str) -> list[dict[str, Any]]:
-    with psycopg.connect(database, row_factory=dict_row) as connection:
-        return connection.execute(f"select * from {table} order by {order}").fetchall()
-
-
-def naive_rows(events: list[RecordedEvent]) -> Iterator[dict[str, Any]]:
-    streams: dict[Stream, list[RecordedEvent]] = defaultdict(list)
-    for event in events:
-        streams[event.stream].append(event)
-    contacts = {
-        stream.id: DECIDERS[stream.type].fold([e.event for e in theirs]).details.model_dump(mode="json")
-        for stream, theirs in streams.items()
-        if stream.type is StreamType.CONTACT
-    }
-    for stream, theirs in streams.items():
-        if stream.type is StreamType.CONVERSATION:
-            yield row(theirs, contacts)
-
-
-def check_that_all_agree(database: str) -> int:
-    """Compare live, naive and rebuilt; the number of events."""
-    events = all_events(database)
-    live = {model.name: [rows(database, table, "1, 2") for table in model.tables] for model in READ_MODELS}
-    naive = sorted(naive_rows(events), key=lambda found: found["id"])
-    for found, expected in zip(live["listing"][0], naive, strict=True):
-        assert found == expected
-    history = live["history"][0]
-    assert [found["position"] for found in history] == [event.position for event in events]
-    by_stream: dict[UUID, list[RecordedEvent]] = defaultdict(list)
-    for event in events:
-        if event.stream.type is StreamType.CONVERSATION:
-            by_stream[event.stream.id].append(event)
-    after = {
-        event.position: owner
-        for theirs in by_stream.values()
-        for event, owner in zip(theirs, owners_after_each(theirs), strict=True)
-    }
-    for found, event in zip(history, events, strict=True):
-        assert (found["topic"], found["stream_id"], found["version"]) == (
-            event.event.TOPIC,
-            event.stream.id,
-            event.version,
-        )
-        standing = (found["status"], found["sector_id"], found["agent_id"], found["bot"])
-        assert standing == after.get(event.position, (None,) * 4)
-        assert found["details"] == event.event.model_dump(mode="json", exclude={"personal"})
-    for model in READ_MODELS:
-        rebuild(database, model, batch_size=7_777)
-    rebuilt = {model.name: [rows(database, table, "1, 2") for table in model.tables] for model in READ_MODELS}
-    assert rebuilt == live
-    return len(events)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,0 +1,472 @@
+"""Our own format for past changes: one JSON object per line (`docs/IMPORT.md`).
+
+Invariant: a line names everything by the source's own ids, so the same file means the same events in the same
+workspace whenever it is read.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, assert_never
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from adapters.importers.loading import Change, Lines, Rejected, source_id
+from domain import commands
+from domain.commands import AddNote, Command
+from domain.envelope import Stream, StreamType
+from domain.events import (
+    NO_NUL,
+    Actor,
+    ActorKind,
+    Attachment,
+    AttributeValue,
+    ContactDetails,
+    Email,
+    Fact,
+    FinalizationCause,
+    Line,
+    MessageKind,
+    Name,
+    Phone,
+    Priority,
+    Slug,
+    Surface,
+    Text,
+)
+
+SOURCE = "ndjson"
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
+QUOTED_LIMIT = 10_000
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def _written_as_rfc_3339(value: Any) -> Any:
+    if not (isinstance(value, str) and RFC_3339.fullmatch(value)):
+        msg = "must be a time as in RFC 3339, such as 2024-05-01T09:30:00Z"
+        raise ValueError(msg)
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    if value < EARLIEST:
+        msg = f"must not lie before {EARLIEST.year}"
+        raise ValueError(msg)
+    return value.astimezone(UTC)
+
+
+def _storable(value: AttributeValue) -> AttributeValue:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        msg = "must be a number of up to 64 bits"
+        raise ValueError(msg)
+    return value
+
+
+def _storable_attributes(details: Mapping[str, AttributeValue]) -> Mapping[str, AttributeValue]:
+    for value in details.values():
+        _storable(value)
+    return details
+
+
+def _storable_attachment(attachment: Attachment) -> Attachment:
+    _storable(attachment.size_bytes)
+    return attachment
+
+
+Id = Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL)]
+"""What the source calls something; unique among its kind within the file's source."""
+Value = Annotated[AttributeValue, AfterValidator(_storable)]
+Attachments = Annotated[tuple[Annotated[Attachment, AfterValidator(_storable_attachment)], ...], Field(max_length=50)]
+
+
+class SourceActor(Fact):
+    """Who did it, by the source's id; a bot's, an integration's or the system's name stays as it is."""
+
+    kind: ActorKind = ActorKind.SYSTEM
+    id: Annotated[str, Field(min_length=1, max_length=100, pattern=NO_NUL)] = "import"
+
+
+class ChangeLine(Fact):
+    """What every line has."""
+
+    id: Id
+    """Names the change: a line with an id that was imported before adds nothing."""
+    occurred_at: Annotated[AwareDatetime, BeforeValidator(_written_as_rfc_3339), AfterValidator(_in_utc)]
+    actor: SourceActor = SourceActor()
+
+
+class ConversationLine(ChangeLine):
+    """A change of one conversation."""
+
+    conversation: Id
+
+
+class OpenLine(ConversationLine):
+    """It began."""
+
+    type: Literal["open"]
+    protocol: Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
+    channel: Slug
+    contact: Id
+    sector: Id | None = None
+    agent: Id | None = None
+    subject: Line | None = None
+
+
+class MessageReceivedLine(ConversationLine):
+    """The contact wrote."""
+
+    type: Literal["message-received"]
+    kind: MessageKind = MessageKind.TEXT
+    text: Text = ""
+    attachments: Attachments = ()
+
+
+class MessageSentLine(ConversationLine):
+    """The actor wrote to the contact."""
+
+    type: Literal["message-sent"]
+    kind: MessageKind = MessageKind.TEXT
+    text: Text = ""
+    attachments: Attachments = ()
+
+
+class NoteLine(ConversationLine):
+    """The actor wrote something that the contact does not see."""
+
+    type: Literal["note"]
+    text: Text
+
+
+class AssumeLine(ConversationLine):
+    """An agent took it."""
+
+    type: Literal["assume"]
+    agent: Id
+
+
+class TransferLine(ConversationLine):
+    """It was given to a sector, an agent, or an agent within a sector."""
+
+    type: Literal["transfer"]
+    sector: Id | None = None
+    agent: Id | None = None
+    reason: Line = ""
+
+
+class PendingLine(ConversationLine):
+    """It went back to the queue."""
+
+    type: Literal["pending"]
+    sector: Id | None = None
+    reason: Line = "released"
+
+
+class HandOffToBotLine(ConversationLine):
+    """A bot answered from then on."""
+
+    type: Literal["handoff-to-bot"]
+    bot: Slug
+    reason: Line = ""
+
+
+class HandOffFromBotLine(ConversationLine):
+    """The bot gave up its turn."""
+
+    type: Literal["handoff-from-bot"]
+    sector: Id | None = None
+    reason: Line = ""
+
+
+class FinalizeLine(ConversationLine):
+    """A person ended it."""
+
+    type: Literal["finalize"]
+    surface: Literal[Surface.INBOX, Surface.LISTING]
+    outcome: Line = ""
+    comment: Text | None = None
+
+
+class FinalizeAutomaticallyLine(ConversationLine):
+    """It ended without a person doing it."""
+
+    type: Literal["finalize-automatically"]
+    cause: FinalizationCause = FinalizationCause.IMPORT
+
+
+class ReopenLine(ConversationLine):
+    """It went on after its end."""
+
+    type: Literal["reopen"]
+    agent: Id | None = None
+    reason: Line = ""
+
+
+class LabelAddLine(ConversationLine):
+    """A label was put on."""
+
+    type: Literal["label-add"]
+    label: Slug
+
+
+class LabelRemoveLine(ConversationLine):
+    """A label was taken off."""
+
+    type: Literal["label-remove"]
+    label: Slug
+
+
+class PriorityLine(ConversationLine):
+    """It became more or less urgent."""
+
+    type: Literal["priority"]
+    priority: Priority
+
+
+class AttributeLine(ConversationLine):
+    """A custom attribute got a value; null takes it away."""
+
+    type: Literal["attribute"]
+    key: Slug
+    value: Value
+
+
+class ContactLine(ChangeLine):
+    """A person outside became known; known already: their details were changed to these."""
+
+    type: Literal["contact"]
+    contact: Id
+    name: Name | None = None
+    phones: Annotated[tuple[Phone, ...], Field(max_length=20)] = ()
+    emails: Annotated[tuple[Email, ...], Field(max_length=20)] = ()
+    attributes: Annotated[
+        dict[Slug, AttributeValue], AfterValidator(_storable_attributes), Field(max_length=100, default_factory=dict)
+    ]
+
+
+class SectorLine(ChangeLine):
+    """A team was set up; known already: renamed."""
+
+    type: Literal["sector"]
+    sector: Id
+    name: Name
+
+
+class AgentLine(ChangeLine):
+    """A person inside became known, or joined more sectors."""
+
+    type: Literal["agent"]
+    agent: Id
+    name: Name
+    role: Slug = "agent"
+    sectors: Annotated[tuple[Id, ...], Field(max_length=1_000)] = ()
+
+
+AnyConversationLine = (
+    OpenLine
+    | MessageReceivedLine
+    | MessageSentLine
+    | NoteLine
+    | AssumeLine
+    | TransferLine
+    | PendingLine
+    | HandOffToBotLine
+    | HandOffFromBotLine
+    | FinalizeLine
+    | FinalizeAutomaticallyLine
+    | ReopenLine
+    | LabelAddLine
+    | LabelRemoveLine
+    | PriorityLine
+    | AttributeLine
+)
+AnyLine = AnyConversationLine | ContactLine | SectorLine | AgentLine
+LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="type")])
+TYPES = (
+    *("open", "message-received", "message-sent", "note", "assume", "transfer", "pending", "handoff-to-bot"),
+    *("handoff-from-bot", "finalize", "finalize-automatically", "reopen", "label-add", "label-remove", "priority"),
+    *("attribute", "contact", "sector", "agent"),
+)
+
+NEVER_REFUSED = (MessageReceivedLine, NoteLine, LabelAddLine, LabelRemoveLine, PriorityLine, AttributeLine)
+"""Where the conversation exists; and where it does not, no note can stand in for it."""
+
+
+def read(lines: Lines, workspace_id: UUID, now: datetime) -> Iterator[Change | Rejected]:
+    """The changes of every line, in the file's order; times after ``now`` are rejected."""
+    changes = _Changes(workspace_id)
+    for number, content in lines:
+        if content is None:
+            yield Rejected(number, "the line is too long")
+            continue
+        written = content.removeprefix(BYTE_ORDER_MARK) if number == 1 else content
+        if not written.strip():
+            continue
+        try:
+            line = LINE.validate_json(written)
+            if line.occurred_at > now:
+                yield Rejected(number, "occurred_at lies in the future")
+                continue
+            found = changes.of(number, line)
+        except ValidationError as error:
+            yield Rejected(number, _reason(error))
+            continue
+        yield from found
+
+
+def _reason(error: ValidationError) -> str:
+    """The first thing that is wrong, without the value, which may be anything."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        return f"type: must be one of {', '.join(TYPES)}"
+    # The path begins with the name of the type, which the line says itself.
+    path = ".".join(str(part)[:64] for part in first["loc"][1:])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" if path else message
+
+
+class _Changes:
+    """Validated lines to changes; all ids in the workspace are made of the source's."""
+
+    def __init__(self, workspace_id: UUID) -> None:
+        self._workspace_id = workspace_id
+
+    def of(self, number: int, line: AnyLine) -> list[Change]:
+        """The changes of a line; raises `ValidationError` where a command refuses its values."""
+        match line:
+            case ContactLine():
+                return [self._contact(number, line)]
+            case SectorLine():
+                rename = commands.RenameSector(name=line.name)
+                create = commands.CreateSector(name=line.name)
+                return [self._change(number, line, StreamType.SECTOR, line.sector, create, rename)]
+            case AgentLine():
+                return self._agent(number, line)
+            case _:
+                command = self._command(line)
+                note = None if isinstance(line, (*NEVER_REFUSED, OpenLine)) else self._note(line)
+                return [self._change(number, line, StreamType.CONVERSATION, line.conversation, command, note)]
+
+    def _contact(self, number: int, line: ContactLine) -> Change:
+        details = ContactDetails(name=line.name, phones=line.phones, emails=line.emails, attributes=line.attributes)
+        register = commands.RegisterContact(contact_id=self._id(StreamType.CONTACT, line.contact), details=details)
+        change = commands.ChangeContactDetails(details=details)
+        return self._change(number, line, StreamType.CONTACT, line.contact, register, change)
+
+    def _agent(self, number: int, line: AgentLine) -> list[Change]:
+        register = commands.RegisterAgent(name=line.name, role=line.role)
+        role = commands.ChangeAgentRole(role=line.role)
+        joins = []
+        for sector in line.sectors:
+            id_ = self._id(StreamType.SECTOR, sector)
+            join = commands.JoinSector(sector_id=id_)
+            part = f"{line.type}:{id_}"
+            joins.append(self._change(number, line, StreamType.AGENT, line.agent, join, part=part))
+        return [self._change(number, line, StreamType.AGENT, line.agent, register, role), *joins]
+
+    def _command(self, line: AnyConversationLine) -> Command:
+        match line:
+            case OpenLine():
+                return commands.OpenConversation(
+                    protocol=line.protocol,
+                    channel=line.channel,
+                    contact_id=self._id(StreamType.CONTACT, line.contact),
+                    sector_id=self._sector(line.sector),
+                    agent_id=self._known_agent(line.agent),
+                    subject=line.subject,
+                )
+            case MessageReceivedLine():
+                return commands.ReceiveMessage(
+                    message_id=self._message_id(line), kind=line.kind, text=line.text, attachments=line.attachments
+                )
+            case MessageSentLine():
+                return commands.SendMessage(
+                    message_id=self._message_id(line),
+                    author=self._actor(line),
+                    kind=line.kind,
+                    text=line.text,
+                    attachments=line.attachments,
+                )
+            case NoteLine():
+                return AddNote(message_id=self._message_id(line), author=self._actor(line), text=line.text)
+            case AssumeLine():
+                return commands.Assume(agent_id=self._id(StreamType.AGENT, line.agent))
+            case TransferLine():
+                return commands.Transfer(
+                    sector_id=self._sector(line.sector), agent_id=self._known_agent(line.agent), reason=line.reason
+                )
+            case PendingLine():
+                return commands.MarkPending(sector_id=self._sector(line.sector), reason=line.reason)
+            case HandOffToBotLine():
+                return commands.HandOffToBot(bot=line.bot, reason=line.reason)
+            case HandOffFromBotLine():
+                return commands.HandOffFromBot(sector_id=self._sector(line.sector), reason=line.reason)
+            case FinalizeLine():
+                return commands.Finalize(surface=line.surface, outcome=line.outcome, comment=line.comment)
+            case FinalizeAutomaticallyLine():
+                return commands.FinalizeAutomatically(cause=line.cause)
+            case ReopenLine():
+                return commands.Reopen(agent_id=self._known_agent(line.agent), reason=line.reason)
+            case LabelAddLine():
+                return commands.AddLabel(label=line.label)
+            case LabelRemoveLine():
+                return commands.RemoveLabel(label=line.label)
+            case PriorityLine():
+                return commands.ChangePriority(priority=line.priority)
+            case AttributeLine():
+                return commands.SetAttribute(key=line.key, value=line.value)
+            case _:
+                assert_never(line)
+
+    def _note(self, line: AnyConversationLine) -> AddNote:
+        said = line.model_dump_json(exclude_unset=True)[:QUOTED_LIMIT]
+        text = f"Not done by the import, because the conversation as it stood did not allow it: {said}"
+        return AddNote(message_id=self._message_id(line), author=self._actor(line), text=text)
+
+    def _change(
+        self,
+        number: int,
+        line: AnyLine,
+        type_: StreamType,
+        stream: str,
+        command: Command,
+        otherwise: Command | None = None,
+        *,
+        part: str = "change",
+    ) -> Change:
+        return Change(
+            line=number,
+            kind=line.type if part == "change" else "sector-joined",
+            key=f"{part}:{line.id}",
+            fingerprint=hashlib.sha256(line.model_dump_json().encode()).digest(),
+            stream=Stream(self._workspace_id, type_, self._id(type_, stream)),
+            command=command,
+            actor=self._actor(line),
+            occurred_at=line.occurred_at,
+            causation_id=line.id,
+            otherwise=otherwise,
+        )
+
+    def _id(self, type_: StreamType, name: str) -> UUID:
+        return source_id(self._workspace_id, SOURCE, type_, name)
+
+    def _sector(self, name: str | None) -> UUID | None:
+        return None if name is None else self._id(StreamType.SECTOR, name)
+
+    def _known_agent(self, name: str | None) -> UUID | None:
+        return None if name is None else self._id(StreamType.AGENT, name)
+
+    def _message_id(self, line: ConversationLine) -> UUID:
+        return source_id(self._workspace_id, SOURCE, "message", line.id)
+
+    def _actor(self, line: ChangeLine) -> Actor:
+        match line.actor.kind:
+            case ActorKind.AGENT:
+                return Actor(kind=line.actor.kind, id=str(self._id(StreamType.AGENT, line.actor.id)))
+            case ActorKind.CONTACT:
+                return Actor(kind=line.actor.kind, id=str(self._id(StreamType.CONTACT, line.actor.id)))
+            case _:
+                return Actor(kind=line.actor.kind, id=line.actor.id)

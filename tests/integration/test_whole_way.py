@@ -1,0 +1,81 @@
+"""The whole main job on real input: imported, projected, rebuilt, published, consumed: all tell the same."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from agreement import all_events, check_that_all_agree
+from kafka import KafkaConsumer
+
+from adapters.event_log import EventLog
+from adapters.importers import import_file
+from adapters.kafka_publisher import Publisher, PublisherSettings
+from adapters.projector import Projector, create_missing
+from adapters.writer import CommandHandler
+from domain.envelope import StreamType
+
+WORKSPACE = UUID(int=7)
+SAMPLE = Path(__file__).parents[1] / "data" / "servicenow_sample.csv"
+REAL = Path(__file__).parents[2].parent / "shared" / "data" / "servicenow_incidents.csv.xz"
+
+
+@pytest.mark.kafka
+def test_the_imported_log_reads_the_same_everywhere(database: str, kafka_bootstrap: str) -> None:
+    create_missing(database)
+    handler = CommandHandler(database)
+    report = import_file(handler, WORKSPACE, REAL if REAL.exists() else SAMPLE, "servicenow", lambda *_: None)
+    handler.close()
+    assert report.events > 0
+    projector = Projector(database)
+    projector.catch_up()
+    projector.close()
+    events = all_events(database)
+    assert [event.position for event in events] == list(range(1, len(events) + 1))
+    assert check_that_all_agree(database) == len(events)
+
+    settings = PublisherSettings(bootstrap_servers=kafka_bootstrap, topic_prefix="whole-way", replication_factor=1)
+    with EventLog(database) as log:
+        publisher = Publisher(log, database, settings)
+        assert publisher.start()
+        publisher.publish_available()
+        publisher.close()
+    of_conversations = [event for event in events if event.stream.type is StreamType.CONVERSATION]
+    consumed = consume(settings, len(of_conversations))
+    assert {key: [int(version) for version, _, _ in records] for key, records in consumed.items()} == versions(
+        of_conversations
+    ), "each event once, in order per conversation"
+    expected = {event.position: event for event in of_conversations}
+    for records in consumed.values():
+        for _, position, value in records:
+            assert value == expected.pop(int(position)).event.model_dump(mode="json", exclude={"personal"})
+    assert not expected
+
+
+def versions(events: list) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = defaultdict(list)
+    for event in events:
+        found[str(event.stream.id)].append(event.version)
+    return found
+
+
+def consume(settings: PublisherSettings, count: int) -> dict[str, list[tuple[bytes, bytes, object]]]:
+    """All that a read_committed consumer gets, by key; and no more than ``count`` comes."""
+    consumer = KafkaConsumer(
+        settings.events_topic,
+        bootstrap_servers=settings.bootstrap_servers,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        consumer_timeout_ms=5_000,
+    )
+    found: dict[str, list[tuple[bytes, bytes, object]]] = defaultdict(list)
+    total = 0
+    for record in consumer:
+        headers = dict(record.headers)
+        found[record.key.decode()].append((headers["ce_sequence"], headers["ce_position"], json.loads(record.value)))
+        total += 1
+    consumer.close()
+    assert total == count
+    return found
