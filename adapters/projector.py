@@ -148,6 +148,7 @@ class Projector:
         return self._connection
 
     def _discard_connection(self) -> None:
+        self._positions.clear()  # a crash may have set them back: ours are not waited for to be durable
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -152,7 +152,7 @@ class CommandHandler:
         self._connection: psycopg.Connection | None = None
         self._patience_seconds = patience_seconds
         self._cache: LRUCache[Stream, _Folded] = LRUCache(maxsize=cached_states)
-        self._transaction_id: str | None = None
+        self._committing: EventRow | None = None
 
     def handle(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and append ``requests`` in order, in one transaction; an answer for each.
@@ -176,7 +176,7 @@ class CommandHandler:
         """Run the transaction until it is known to have committed or not to."""
         deadline = monotonic() + self._patience_seconds
         while True:
-            self._transaction_id = None
+            self._committing = None
             answers: list[Answer] = []
             try:
                 self._transact(requests, answers)
@@ -186,8 +186,7 @@ class CommandHandler:
                 raise UnavailableError(msg) from error
             except psycopg.OperationalError as error:
                 self._discard_connection()
-                landed = self._landed(deadline) if self._transaction_id else False
-                if landed:
+                if self._committing is not None and self._landed(self._committing, deadline):
                     self._cache.clear()
                     return answers
                 if monotonic() > deadline:
@@ -218,15 +217,12 @@ class CommandHandler:
         versions = [0 if folded is None else folded.version for folded in wanted.values()]
         with connection.pipeline():
             connection.execute(self.lock_statement, prepare=True)
-            head = connection.execute(
-                "select coalesce(max(position), 0), clock_timestamp(), pg_current_xact_id()::text from events",
-                prepare=True,
-            )
+            head = connection.execute("select coalesce(max(position), 0), clock_timestamp() from events", prepare=True)
             snapshots = _execute(connection, _LOAD_SNAPSHOTS, _keys(cold)) if cold else None
             events = connection.cursor(row_factory=event_row, binary=True)
             events.execute(_LOAD_EVENTS, (*_keys(wanted), versions), prepare=True)
             outcomes = _execute(connection, _LOAD_OUTCOMES, _columns(keys, 2)) if keys else None
-        position, now, self._transaction_id = head.fetchone() or (0, None, None)
+        position, now = head.fetchone() or (0, None)
         folded = {stream: known or _Folded(stream.type) for stream, known in wanted.items()}
         by_id = {(stream.workspace_id, stream.id): stream for stream in wanted}
         for workspace_id, stream_id, version, state in snapshots or ():
@@ -245,6 +241,7 @@ class CommandHandler:
         if batch.rows:
             with connection.cursor() as cursor:
                 append(cursor, batch.rows)
+            self._committing = batch.rows[-1]
         with connection.pipeline():
             if batch.outcomes:
                 *columns, answers = _columns(batch.outcomes, 4)
@@ -255,16 +252,24 @@ class CommandHandler:
                 connection.execute(f"notify {LOG_CHANNEL}", prepare=True)
             connection.commit()
 
-    def _landed(self, deadline: float) -> bool:
-        """Whether the transaction under way when the connection was lost has committed.
+    def _landed(self, last: EventRow, deadline: float) -> bool:
+        """Whether the transaction whose last event is ``last`` had committed when the connection was lost.
 
-        Under the append lock its backend is certainly through, so PostgreSQL's own record of it is final.
+        Under the append lock its backend is certainly through, so the log's word is final. PostgreSQL's own record of
+        transactions is not: after a crash it gives the id of one that was lost to another, which then "committed".
         """
         while True:
             try:
                 connection = self._connected()
                 connection.execute(self.lock_statement)
-                row = connection.execute("select pg_xact_status(%s::xid8)", (self._transaction_id,)).fetchone()
+                row = connection.execute(
+                    "select 1 from events where (position, workspace_id, stream_id, version, request_id, recorded_at)"
+                    " = (%s, %s, %s, %s, %s, %s)",
+                    (
+                        *(last.position, last.workspace_id, last.stream_id, last.version),
+                        *(last.request_id, last.recorded_at),
+                    ),
+                ).fetchone()
                 connection.rollback()
             except psycopg.OperationalError as error:
                 self._discard_connection()
@@ -273,7 +278,7 @@ class CommandHandler:
                     raise OutcomeUnknownError(msg) from error
                 sleep(0.2)
             else:
-                return row is not None and row[0] == "committed"
+                return row is not None
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4, uuid5
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from adapters import postgres
 from adapters.event_log import EventLog
@@ -233,7 +233,7 @@ def migrate() -> None:
 @app.command(name="settings")
 def show_settings() -> None:
     """List all settings: variable, value in force, meaning."""
-    table = Table("variable", "value", "meaning")
+    table = Table(Column("variable", no_wrap=True), "value", "meaning")
     for row in settings.rows(settings.load()):
         table.add_row(*row)
     out.print(table)
@@ -304,15 +304,22 @@ def import_(
     workspace: Annotated[str, typer.Option(help="the workspace's slug; made where it does not exist")] = "demo",
 ) -> None:
     """Import past changes; importing again adds nothing, and a killed import goes on when run again."""
-    from adapters.importers import import_file  # noqa: PLC0415  # only this needs the importers
+    from adapters.importers import ImportStoppedError, import_file  # noqa: PLC0415  # only this needs the importers
 
     with database(_load()) as url:
         handler = CommandHandler(url)
         _ensure_workspace(handler, workspace)
-        with progress_bar("importing (bytes)") as update:
-            report = import_file(
-                handler, demo.workspace_id(workspace), file, source, lambda done, total, _events: update(done, total)
-            )
+        try:
+            with progress_bar("importing (bytes)") as update:
+                report = import_file(
+                    handler,
+                    demo.workspace_id(workspace),
+                    file,
+                    source,
+                    lambda done, total, _events: update(done, total),
+                )
+        except ImportStoppedError as error:
+            raise SystemExit(f"Stopped: {error}") from None
         handler.close()
     out.print(report.text(), markup=False, highlight=False)
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 
 import orjson
 from fastapi import APIRouter, Path, Request
-from pydantic import AfterValidator, AwareDatetime, BaseModel
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Strict
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
@@ -76,7 +76,7 @@ class NewToken(Fact):
     name: Name
     actor: Actor
     role: Slug
-    expires_at: Annotated[AwareDatetime, AfterValidator(_storable)] | None = None
+    expires_at: Annotated[AwareDatetime, Strict(), AfterValidator(_storable)] | None = None
 
 
 class IssuedToken(CommandAnswer):
