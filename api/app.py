@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_swagger import patch_fastapi
 from psycopg_pool import AsyncConnectionPool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
@@ -57,10 +58,13 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
-        swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     for module in (conversations, contacts, directory, history, operations):
         app.include_router(module.router)
+    patch_fastapi(app)  # Swagger UI from this process: the page works without any other host
     problems.install(app)
     app.add_middleware(Limits, max_body_bytes=settings.max_body_bytes)
     _describe_security(app)
