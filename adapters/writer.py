@@ -332,18 +332,15 @@ def _events(request: Request, batch: _Batch) -> list[Event]:
     folded = batch.folded[request.stream]
     if folded.type is not request.stream.type:
         raise AlreadyExistsError
-    authorize(request.command, folded.state, request.caller)
+    known = _known(request, batch)
+    authorize(request.command, folded.state, request.caller, known)
     if request.expected_version is not None and request.expected_version != folded.version:
         raise VersionConflictError(request.expected_version, folded.version)
-    return DECIDERS[request.stream.type].decide(request.command, folded.state, _known(request, batch))
+    return DECIDERS[request.stream.type].decide(request.command, folded.state, known)
 
 
 def _known(request: Request, batch: _Batch) -> Known:
-    known: dict[StreamType, dict[UUID, Any]] = {
-        StreamType.CONTACT: {},
-        StreamType.SECTOR: {},
-        StreamType.AGENT: {},
-    }
+    known: dict[StreamType, dict[UUID, Any]] = {type_: {} for type_ in StreamType}
     for type_, id_ in request.command.names():
         folded = batch.folded[Stream(request.stream.workspace_id, type_, id_)]
         if folded.state is not None and folded.type is type_:
@@ -352,6 +349,7 @@ def _known(request: Request, batch: _Batch) -> Known:
         contacts=known[StreamType.CONTACT],
         sectors=known[StreamType.SECTOR],
         agents=known[StreamType.AGENT],
+        roles=known[StreamType.ROLE],
         presence=request.presence,
     )
 

@@ -83,6 +83,7 @@ class Commanding:
         """
         given = _form(self._headers, b"idempotency-key", _PRINTABLE)
         keys = [name for name in (given and f"key:{given}", key) if name]
+        from_header = self._surface()
         request_id = self._request.state.request_id
         correlation_id = _form(self._headers, b"correlation-id", _UUID)
         handling: writer.Writer = self._request.app.state.writer
@@ -91,7 +92,7 @@ class Commanding:
                 stream=Stream(self.caller.workspace_id, command.STREAM, id_),
                 command=command,
                 caller=self.caller,
-                surface=surface or self._surface(),
+                surface=surface or from_header,
                 request_id=request_id,
                 correlation_id=UUID(correlation_id) if correlation_id else request_id,
                 causation_id=_form(self._headers, b"causation-id", _PRINTABLE),
@@ -198,14 +199,14 @@ def _invalid(header: str, message: str) -> RequestValidationError:
     return RequestValidationError([{"loc": ("header", header), "type": "invalid_header", "msg": message}])
 
 
-def _header(name: str, description: str, example: str, **schema: Any) -> dict[str, Any]:
+def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    # Without an example: /docs would fill it in, and the second command under one key is refused.
     return {
         "name": name,
         "in": "header",
         "required": False,
         "schema": {"type": "string", **schema},
         "description": description,
-        "example": example,
     }
 
 
@@ -216,13 +217,16 @@ _COMMAND_HEADERS = [
     _header(
         "Idempotency-Key",
         "The first answer to a key is given again; another request under it is refused.",
-        "a1",
         pattern=_WORD,
     ),
-    _header("If-Match", "Refuse (412) unless it is at this version.", '"3"', pattern='^(W/)?"[0-9]{1,18}"$'),
-    _header("Surface", "Where the actor does it.", "inbox", enum=sorted(CLIENT_SURFACES)),
-    _header("Correlation-Id", "Ties together what belongs together.", str(UUID(int=1)), format="uuid"),
-    _header("Causation-Id", "What made you ask, such as the id of an event.", "evt-17", pattern=_WORD),
+    _header(
+        "If-Match",
+        'Refuse (412) unless it is at this version, such as "3".',
+        pattern=r'^((W/)?"[0-9]{1,18}"|[0-9]{1,18}|\*)$',
+    ),
+    _header("Surface", "Where the actor does it.", enum=sorted(CLIENT_SURFACES.values())),
+    _header("Correlation-Id", "Ties together what belongs together.", format="uuid"),
+    _header("Causation-Id", "What made you ask, such as the id of an event.", pattern=_WORD),
 ]
 _PROBLEM = {"model": Problem, "content": {"application/problem+json": {}}}
 QUERY_PROBLEMS: dict[int | str, dict[str, Any]] = {

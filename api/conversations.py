@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
@@ -22,6 +22,7 @@ from api.queries import (
     AtLeast,
     Cursor,
     Limit,
+    Moment,
     Position,
     as_json,
     decode_cursor,
@@ -345,12 +346,12 @@ class ListingParameters(BaseModel):
     agent: Annotated[list[UUID], Field(max_length=200)] = []
     bot: Annotated[list[Slug], Field(max_length=50)] = []
     label: Annotated[list[Slug], Field(max_length=50)] = []
-    opened_from: AwareDatetime | None = None
-    opened_until: AwareDatetime | None = None
-    last_activity_from: AwareDatetime | None = None
-    last_activity_until: AwareDatetime | None = None
-    finalized_from: AwareDatetime | None = None
-    finalized_until: AwareDatetime | None = None
+    opened_from: Moment | None = None
+    opened_until: Moment | None = None
+    last_activity_from: Moment | None = None
+    last_activity_until: Moment | None = None
+    finalized_from: Moment | None = None
+    finalized_until: Moment | None = None
     q: Annotated[Line | None, Field(description="protocol, or the contact's name, phone or e-mail")] = None
     sort: Sort = Sort.LAST_ACTIVITY
     order: Literal["desc", "asc"] = "desc"

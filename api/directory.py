@@ -5,7 +5,7 @@ Invariant: a token's secret is shown once, in the answer that issues it, and sto
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Path, Request
@@ -31,6 +31,7 @@ from domain.commands import (
     RegisterAgent,
     RenameSector,
     RevokeToken,
+    role_id,
 )
 from domain.events import Actor, Fact, Name, Slug
 from domain.permissions import BUILT_IN_ROLES, Permission, Scope
@@ -184,9 +185,8 @@ async def deactivate_agent(id: AgentId, commands: Commands) -> Response:
     router, "/roles/{name}", "Define a role", method="PUT", example={"grants": {"view": "all", "export": "all"}}
 )
 async def define_role(name: RoleName, body: RoleGrants, commands: Commands) -> Response:
-    """Say what a role of your own may do; a built-in role of the same name is replaced by it."""
-    id_ = uuid5(commands.caller.workspace_id, f"role:{name}")
-    return answer(await commands.execute(DefineRole(name=name, grants=body.grants), id_))
+    """Say what a role of your own may do; nobody may grant more than they were granted."""
+    return answer(await commands.execute(DefineRole(name=name, grants=body.grants), role_id(name)))
 
 
 @command_route(router, "/tokens", "Issue an access token", status=201, model=IssuedToken, example=_TOKEN_EXAMPLE)

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from adapters.event_log import COLUMNS as EVENT_COLUMNS
 from adapters.event_log import EventRow, recorded
 from api.access import QUERY_PROBLEMS, Authenticated, require
-from api.queries import Position, as_json, decode_cursor, encode_cursor, fetch, wait_for
+from api.queries import Moment, Position, as_json, decode_cursor, encode_cursor, fetch, wait_for
 from domain.envelope import StreamType
 from domain.errors import PermissionDeniedError
 from domain.events import Actor, Line, Surface
@@ -64,8 +64,8 @@ class HistoryParameters(BaseModel):
     surface: Surface | None = None
     sector: UUID | None = None
     stream: Annotated[UUID | None, Field(description="a conversation, contact, agent …")] = None
-    occurred_from: AwareDatetime | None = None
-    occurred_until: AwareDatetime | None = None
+    occurred_from: Moment | None = None
+    occurred_until: Moment | None = None
     limit: Annotated[int, Field(ge=1, le=500)] = 100
     cursor: Annotated[str | None, Field(max_length=500, description="`next` of the page before")] = None
     at_least: Position | None = None

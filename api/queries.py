@@ -17,13 +17,24 @@ import orjson
 from fastapi import Query, Request
 from fastapi.exceptions import RequestValidationError
 from psycopg.rows import dict_row
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from adapters.writer import UnavailableError
 
 MAX_POSITION = 2**63 - 1
 Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
+
+
+def _written_out(value: Any) -> Any:
+    """``value``, if it is no bare number: seconds and milliseconds since 1970 are told apart by guessing only."""
+    if isinstance(value, str) and not value[:5].endswith("-"):
+        raise PydanticCustomError("moment", "expected a date and time with a time zone, such as 2026-11-22T10:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
 Limit = Annotated[int, Query(ge=1, le=500, description="rows on a page")]
 Cursor = Annotated[str | None, Query(max_length=500, description="`next` of the page before")]
 AtLeast = Annotated[

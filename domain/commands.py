@@ -6,7 +6,7 @@ times come in with it, so that deciding is pure.
 
 from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, Self
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
@@ -32,10 +32,24 @@ from domain.permissions import Permission, Scope
 Named = Iterable[tuple[StreamType, UUID]]
 
 
+def role_id(name: str) -> UUID:
+    """The id of the role called ``name``, in every workspace."""
+    return uuid5(NAMESPACE_URL, f"conversas:role:{name}")
+
+
 def _named(
-    *, contact: UUID | None = None, sector: UUID | None = None, agent: UUID | None = None
+    *,
+    contact: UUID | None = None,
+    sector: UUID | None = None,
+    agent: UUID | None = None,
+    role: str | None = None,
 ) -> list[tuple[StreamType, UUID]]:
-    wanted = ((StreamType.CONTACT, contact), (StreamType.SECTOR, sector), (StreamType.AGENT, agent))
+    wanted = (
+        (StreamType.CONTACT, contact),
+        (StreamType.SECTOR, sector),
+        (StreamType.AGENT, agent),
+        (StreamType.ROLE, role_id(role) if role else None),
+    )
     return [(kind, id_) for kind, id_ in wanted if id_ is not None]
 
 
@@ -313,12 +327,20 @@ class RegisterAgent(DirectoryCommand):
     name: Name
     role: Slug = "agent"
 
+    def names(self) -> Named:
+        """The role must be known."""
+        return _named(role=self.role)
+
 
 class ChangeAgentRole(DirectoryCommand):
     """Change what an agent may do."""
 
     STREAM = StreamType.AGENT
     role: Slug
+
+    def names(self) -> Named:
+        """The role must be known."""
+        return _named(role=self.role)
 
 
 class JoinSector(DirectoryCommand):
@@ -346,7 +368,7 @@ class DeactivateAgent(DirectoryCommand):
 
 
 class DefineRole(DirectoryCommand):
-    """Say what a role of the workspace may do."""
+    """Say what a role of the workspace may do; its stream is `role_id` of its name."""
 
     STREAM = StreamType.ROLE
     name: Slug
@@ -363,6 +385,10 @@ class IssueToken(Command):
     actor: Actor
     role: Slug
     expires_at: AwareDatetime | None = None
+
+    def names(self) -> Named:
+        """The role must be known."""
+        return _named(role=self.role)
 
 
 class RevokeToken(Command):

@@ -11,10 +11,14 @@ from domain import contact, conversation, directory
 from domain.commands import (
     AddNote,
     Assume,
+    ChangeAgentRole,
     Command,
+    DefineRole,
     Finalize,
     FinalizeAutomatically,
+    IssueToken,
     OpenConversation,
+    RegisterAgent,
     Reopen,
     SendMessage,
 )
@@ -24,7 +28,7 @@ from domain.directory import Known
 from domain.envelope import StreamType
 from domain.errors import AlreadyExistsError, ConversationNotFoundError, PermissionDeniedError
 from domain.events import ActorKind, Event, Owner, Surface
-from domain.permissions import Caller, Permission, Scope, may
+from domain.permissions import Caller, Grants, Permission, Scope, may, within
 
 State = Any
 """One of the aggregates' states: what `evolve` of the stream's type returns."""
@@ -76,11 +80,11 @@ def handle(command: Command, state: State | None, known: Known, caller: Caller) 
 
     Raises a `DomainError`: not found (also for what lies outside the caller's scope), not permitted, or refused.
     """
-    authorize(command, state, caller)
+    authorize(command, state, caller, known)
     return DECIDERS[command.STREAM].decide(command, state, known)
 
 
-def authorize(command: Command, state: State | None, caller: Caller) -> None:
+def authorize(command: Command, state: State | None, caller: Caller, known: Known) -> None:
     """Refuse what ``caller`` may not do; what they may not even see does not exist for them."""
     permission = required_permission(command)
     owner = None
@@ -98,6 +102,9 @@ def authorize(command: Command, state: State | None, caller: Caller) -> None:
         raise PermissionDeniedError(msg)
     if command.PERMISSION in _WHOLE_WORKSPACE and caller.scope(permission) is not Scope.ALL:
         raise PermissionDeniedError(f"This needs the permission '{permission}' for all of the workspace.")
+    granted = _granted(command, known)
+    if granted is not None and not within(granted, caller.grants):
+        raise PermissionDeniedError("You may not grant more than you were granted.")
     if isinstance(command, FinalizeAutomatically) and caller.actor.kind in {ActorKind.AGENT, ActorKind.CONTACT}:
         msg = "Only bots, integrations and the system finalize automatically; finalize from the inbox or the listing."
         raise PermissionDeniedError(msg)
@@ -108,6 +115,17 @@ def authorize(command: Command, state: State | None, caller: Caller) -> None:
     if isinstance(command, SendMessage | AddNote) and in_own_name_only and command.author != caller.actor:
         msg = "You may write in your own name only."
         raise PermissionDeniedError(msg)
+
+
+def _granted(command: Command, known: Known) -> Grants | None:
+    """What ``command`` lets somebody do; None: nothing."""
+    match command:
+        case RegisterAgent() | ChangeAgentRole() | IssueToken():
+            return known.grants(command.role)
+        case DefineRole():
+            return command.grants
+        case _:
+            return None
 
 
 def _for_another(command: Command, caller: Caller) -> bool:

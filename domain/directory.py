@@ -22,6 +22,7 @@ from domain.commands import (
     RegisterAgent,
     RenameSector,
     RevokeToken,
+    role_id,
 )
 from domain.contact import Contact
 from domain.errors import (
@@ -30,6 +31,8 @@ from domain.errors import (
     AlreadyExistsError,
     ContactAlreadyErasedError,
     ContactNotFoundError,
+    RoleBuiltInError,
+    RoleNotFoundError,
     SectorInactiveError,
     SectorNotFoundError,
     TokenNotFoundError,
@@ -51,7 +54,7 @@ from domain.events import (
     TokenRevoked,
     WorkspaceCreated,
 )
-from domain.permissions import Permission, Scope
+from domain.permissions import BUILT_IN_ROLES, Grants, Permission, Scope
 
 State = TypeVar("State")
 
@@ -109,6 +112,7 @@ class Known:
     contacts: Mapping[UUID, Contact] = field(default_factory=dict)
     sectors: Mapping[UUID, Sector] = field(default_factory=dict)
     agents: Mapping[UUID, Agent] = field(default_factory=dict)
+    roles: Mapping[UUID, Role] = field(default_factory=dict)
     presence: Mapping[UUID, Presence] | None = None
     """Who can be reached right now, absent meaning offline; None: not known, as for the past."""
 
@@ -138,6 +142,15 @@ class Known:
         if not agent.active:
             raise AgentInactiveError
         return agent
+
+    def grants(self, role: str) -> Grants:
+        """What the role grants, which must be built in or defined by the workspace."""
+        if role in BUILT_IN_ROLES:
+            return BUILT_IN_ROLES[role]
+        own = self.roles.get(role_id(role))
+        if own is None:
+            raise RoleNotFoundError
+        return own.grants
 
 
 def decide_workspace(command: CreateWorkspace, state: Workspace | None) -> list[Event]:
@@ -236,6 +249,8 @@ def evolve_agent(state: Agent | None, event: AgentEvent) -> Agent:
 
 def decide_role(command: DefineRole, state: Role | None) -> list[Event]:
     """The events that ``command`` causes; none where it is already so."""
+    if command.name in BUILT_IN_ROLES:
+        raise RoleBuiltInError
     if state is not None and (state.name, state.grants) == (command.name, command.grants):
         return []
     return [RoleDefined(name=command.name, grants=command.grants)]

@@ -77,6 +77,12 @@ class RuleError(DomainError):
     code = "refused"
 
 
+class RoleBuiltInError(RuleError):
+    """A built-in role stays as it is; define one of your own under another name."""
+
+    code = "role-built-in"
+
+
 class AlreadyExistsError(RuleError):
     """This id is taken by something else; choose another."""
 

@@ -108,6 +108,12 @@ def may(caller: Caller, permission: Permission, owner: "Owner | None" = None) ->
             return _owns(caller, owner)
 
 
+def within(grants: Grants, held: Grants) -> bool:
+    """Whether whoever holds ``held`` may hand out ``grants``: nobody may give more than they have."""
+    reach = list(Scope)
+    return all(name in held and reach.index(scope) <= reach.index(held[name]) for name, scope in grants.items())
+
+
 def _owns(caller: Caller, owner: "Owner") -> bool:
     if caller.agent_id is not None:
         return owner.agent_id == caller.agent_id

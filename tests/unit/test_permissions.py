@@ -4,6 +4,7 @@ Invariant: what lies out of the caller's sight does not exist for them; what the
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 from uuid import UUID
@@ -46,10 +47,11 @@ from domain.commands import (
     SendMessage,
     SetAttribute,
     Transfer,
+    role_id,
 )
 from domain.conversation import Conversation
 from domain.decider import handle
-from domain.directory import Known
+from domain.directory import Known, Role, decide_role
 from domain.errors import DomainError
 from domain.events import Actor, ActorKind, ContactDetails, FinalizationCause, Owner, Priority, Status, Surface
 from domain.permissions import BUILT_IN_ROLES, Caller, Grants, Permission, Scope, may
@@ -154,7 +156,7 @@ def answer(command: Command, state: object, who: Caller, known: Known) -> str:
     try:
         handle(command, state, known, who)
     except DomainError as refusal:
-        if refusal.code in {"conversation-not-found", "permission-denied"}:
+        if refusal.code in {"conversation-not-found", "permission-denied", "role-not-found"}:
             return refusal.code
     return "permitted"
 
@@ -195,9 +197,55 @@ def test_what_is_not_a_conversation_needs_its_own_permission_and_no_other(
     world: Known, command: Command, permission: str
 ) -> None:
     needed = Permission(permission)
+    handed_on = (
+        BUILT_IN_ROLES[command.role] if isinstance(command, RegisterAgent | ChangeAgentRole | IssueToken) else {}
+    )
     everything_else = caller(dict.fromkeys(set(Permission) - {needed}, Scope.ALL))
-    assert answer(command, None, caller({needed: Scope.ALL}), world) == "permitted"
+    assert answer(command, None, caller({**handed_on, needed: Scope.ALL}), world) == "permitted"
     assert answer(command, None, everything_else, world) == "permission-denied"
+
+
+@pytest.mark.parametrize("permission", [Permission.MANAGE_DIRECTORY, Permission.MANAGE_TOKENS])
+@pytest.mark.parametrize("scope", [Scope.OWN, Scope.SECTOR])
+def test_people_roles_and_tokens_are_managed_for_all_of_the_workspace_or_not_at_all(
+    world: Known, permission: Permission, scope: Scope
+) -> None:
+    for command, needed in OTHER_COMMANDS:
+        if needed == permission:
+            who = caller(dict.fromkeys(Permission, Scope.ALL) | {permission: scope})
+            assert answer(command, None, who, world) == "permission-denied"
+
+
+def _roles_given(role: str) -> list[Command]:
+    return [
+        RegisterAgent(name="Ana", role=role),
+        ChangeAgentRole(role=role),
+        IssueToken(name="crm", secret_sha256="a" * 64, actor=CRM, role=role),
+    ]
+
+
+def test_nobody_grants_more_than_they_were_granted(world: Known) -> None:
+    less = dict.fromkeys(Permission, Scope.ALL)
+    del less[Permission.ERASE_CONTACT]
+    narrower = dict.fromkeys(Permission, Scope.ALL) | {Permission.EXPORT: Scope.SECTOR}
+    for held in (less, narrower):
+        for command in (*_roles_given("admin"), DefineRole(name="x", grants=dict.fromkeys(Permission, Scope.ALL))):
+            assert answer(command, None, caller(held), world) == "permission-denied"
+        assert answer(DefineRole(name="x", grants=held), None, caller(held), world) == "permitted"
+
+
+def test_a_role_must_be_built_in_or_defined(world: Known) -> None:
+    admin = caller_with_role("admin")
+    known = replace(world, roles={role_id("night"): Role(name="night", grants={Permission.VIEW: Scope.OWN})})
+    for command in _roles_given("night"):
+        assert answer(command, None, admin, world) == "role-not-found"
+        assert answer(command, None, admin, known) == "permitted"
+
+
+def test_a_built_in_role_is_not_redefined() -> None:
+    with pytest.raises(DomainError) as refused:
+        decide_role(DefineRole(name="admin", grants={}), None)
+    assert refused.value.code == "role-built-in"
 
 
 @pytest.mark.parametrize("granted", Scope)
