@@ -1,12 +1,19 @@
-"""A real Apache Kafka for the session, and one that may be killed."""
+"""What is made once for the session: a real Apache Kafka, one that may be killed, and an imported log."""
 
 import gc
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
+import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
+
+from adapters.importers import Report, import_file
+from adapters.writer import CommandHandler
 
 with warnings.catch_warnings():
     # kafka-python reads its schemas with importlib.resources.read_text, which Python 3.11 calls deprecated.
@@ -53,3 +60,32 @@ def mortal_broker(_mortal_broker: KafkaBroker) -> Iterator[KafkaBroker]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+@dataclass(frozen=True)
+class ImportedLog:
+    """A database with a service desk's imported log: the whole real one where it is there, else our sample."""
+
+    database: str
+    workspace_id: UUID
+    path: Path
+    report: Report
+    told: list[tuple[int, int, int]]
+    """What the progress was told."""
+
+
+@pytest.fixture(scope="session")
+def imported_log(postgres_url: str) -> Iterator[ImportedLog]:
+    """Imported once; tests only read it, or import it again, which adds nothing."""
+    sample = Path(__file__).parents[1] / "data" / "servicenow_sample.csv"
+    real = Path(__file__).parents[2].parent / "shared" / "data" / "servicenow_incidents.csv.xz"
+    path = real if real.exists() else sample
+    told: list[tuple[int, int, int]] = []
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("create database imported_log template template_conversas")
+        database = make_conninfo(postgres_url, dbname="imported_log")
+        handler = CommandHandler(database)
+        report = import_file(handler, UUID(int=7), path, "servicenow", progress=lambda *done: told.append(done))
+        handler.close()
+        yield ImportedLog(database, UUID(int=7), path, report, told)
+        connection.execute("drop database imported_log with (force)")

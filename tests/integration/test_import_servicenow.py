@@ -156,10 +156,14 @@ REAL_MARK = pytest.mark.skipif(not REAL.exists(), reason=f"the real log is not a
 
 
 @pytest.mark.parametrize("path", [SAMPLE, pytest.param(REAL, marks=REAL_MARK)], ids=["sample", "real"])
-def test_the_log_becomes_what_an_independent_reading_says(database: str, path: Path) -> None:
+def test_the_log_becomes_what_an_independent_reading_says(path: Path, request: pytest.FixtureRequest) -> None:
     expected = reading(path)
-    told: list[tuple[int, int, int]] = []
-    report = load(database, path, progress=lambda *done: told.append(done))
+    if path == REAL:
+        imported = request.getfixturevalue("imported_log")
+        database, report, told = imported.database, imported.report, imported.told
+    else:
+        database, told = request.getfixturevalue("database"), []
+        report = load(database, path, progress=lambda *done: told.append(done))
     events = recorded(database)
     print(f"\n{path.name}: {len(expected)} rows, {report.events} events in {report.seconds:.1f} s, ", end="")  # noqa: T201
     print(f"{report.events / report.seconds:,.0f} events/s, {dict(report.changes)}")  # noqa: T201

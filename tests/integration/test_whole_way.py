@@ -2,32 +2,22 @@
 
 import json
 from collections import defaultdict
-from pathlib import Path
-from uuid import UUID
+from typing import Any
 
 import pytest
 from agreement import all_events, check_that_all_agree
 from kafka import KafkaConsumer
 
 from adapters.event_log import EventLog
-from adapters.importers import import_file
 from adapters.kafka_publisher import Publisher, PublisherSettings
 from adapters.projector import Projector, create_missing
-from adapters.writer import CommandHandler
 from domain.envelope import StreamType
-
-WORKSPACE = UUID(int=7)
-SAMPLE = Path(__file__).parents[1] / "data" / "servicenow_sample.csv"
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "servicenow_incidents.csv.xz"
 
 
 @pytest.mark.kafka
-def test_the_imported_log_reads_the_same_everywhere(database: str, kafka_bootstrap: str) -> None:
+def test_the_imported_log_reads_the_same_everywhere(imported_log: Any, kafka_bootstrap: str) -> None:
+    database = imported_log.database
     create_missing(database)
-    handler = CommandHandler(database)
-    report = import_file(handler, WORKSPACE, REAL if REAL.exists() else SAMPLE, "servicenow", lambda *_: None)
-    handler.close()
-    assert report.events > 0
     projector = Projector(database)
     projector.catch_up()
     projector.close()
