@@ -14,32 +14,25 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Protocol
-from uuid import UUID
 
 import psycopg
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedError, TopicAlreadyExistsError
-from kafka.partitioner.default import murmur2
 
+from adapters.cloud_events import Message, MessageMaker
+from adapters.watchdog import Watchdog
 from domain.envelope import RecordedEvent, StreamType
-from domain.events import EVENTS
 
 log = logging.getLogger(__name__)
 
-WATCHDOG_EXIT_CODE = 75
-"""What the process ends with when Kafka or PostgreSQL did not answer in time: start it again."""
-
 LOCK_RETRY_SECONDS = 0.5
 FIRST_LOOK_BACK = 1_000  # offsets; many times what lies behind the last position record
-CACHED_CONVERSATIONS = 65_536
 FENCINGS = (ProducerFencedError, InvalidProducerEpochError)
 
 CLOSE_SECONDS = 5
@@ -56,15 +49,6 @@ LOCK_CONNECTION: dict[str, Any] = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
 }
-
-TYPE_HEADERS = {topic: ("ce_type", topic.encode()) for topic in EVENTS}
-SPEC_VERSION = ("ce_specversion", b"1.0")
-CONTENT_TYPE = ("content-type", b"application/json")
-PERSONAL = {"personal"}
-
-Header = tuple[str, bytes]
-Message = tuple[bytes, int, bytes, list[Header], int]
-"""A record for Kafka: key, partition, value, headers, time in milliseconds."""
 
 
 class LogReader(Protocol):
@@ -172,35 +156,6 @@ class Position:
             raise StartRefusedError(message) from error
 
 
-class Watchdog:
-    """Ends the process when something takes longer than it was given; the only way out of a commit that hangs."""
-
-    def __init__(self) -> None:
-        self._limit: tuple[float, str] | None = None
-        self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="publisher-watchdog", daemon=True).start()
-
-    @contextlib.contextmanager
-    def limit(self, seconds: float, doing: str) -> Iterator[None]:
-        """Give the block ``seconds``."""
-        self._limit = (time.monotonic() + seconds, doing)
-        try:
-            yield
-        finally:
-            self._limit = None
-
-    def close(self) -> None:
-        """Watch no more."""
-        self._closed.set()
-
-    def _watch(self) -> None:
-        while not self._closed.wait(0.2):
-            limit = self._limit
-            if limit is not None and time.monotonic() > limit[0]:
-                log.critical("%s took too long; the process ends with code %d", limit[1], WATCHDOG_EXIT_CODE)
-                os._exit(WATCHDOG_EXIT_CODE)
-
-
 class _Ahead:
     """The next batch, read in a thread of its own while the publisher waits for the broker."""
 
@@ -232,72 +187,6 @@ class _Batch:
     position: int
     count: int
     """Of events read from the log, published or not."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """What is the same for all events of a conversation."""
-
-    key: bytes
-    partition: int
-    headers: tuple[Header, Header, Header]
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Where Kafka's own clients would put ``key``."""
-    return int(murmur2(key) & 0x7FFF_FFFF) % partitions
-
-
-def rfc3339(moment: datetime) -> bytes:
-    """``moment`` in UTC, to the microsecond."""
-    text = moment.isoformat(timespec="microseconds")
-    if not text.endswith("+00:00"):  # what comes from the log is in UTC already
-        text = moment.astimezone(UTC).isoformat(timespec="microseconds")
-    return text[:-6].encode() + b"Z"
-
-
-class MessageMaker:
-    """Makes Kafka records of events: CloudEvents 1.0, Kafka binding, binary mode, without personal data."""
-
-    def __init__(self, partitions: int, schema_base: str) -> None:
-        self._schema = {topic: ("ce_dataschema", f"{schema_base}{topic}".encode()) for topic in EVENTS}
-
-        def route(workspace_id: UUID, conversation_id: UUID) -> _Route:
-            key = str(conversation_id).encode()
-            headers = (
-                ("ce_source", f"/workspaces/{workspace_id}".encode()),
-                ("ce_subject", key),
-                ("ce_partitionkey", key),
-            )
-            return _Route(key, partition_of(key, partitions), headers)
-
-        self._route = lru_cache(CACHED_CONVERSATIONS)(route)
-
-    def message(self, recorded: RecordedEvent) -> Message:
-        """The record for one event of a conversation."""
-        stream, metadata, event = recorded.stream, recorded.metadata, recorded.event
-        topic = event.TOPIC
-        route = self._route(stream.workspace_id, stream.id)
-        headers = [
-            SPEC_VERSION,
-            ("ce_id", recorded.id.encode()),
-            TYPE_HEADERS[topic],
-            *route.headers,
-            ("ce_time", rfc3339(recorded.recorded_at)),
-            self._schema[topic],
-            ("ce_sequence", b"%d" % recorded.version),
-            ("ce_position", b"%d" % recorded.position),
-            ("ce_actor", f"{metadata.actor.kind}:{metadata.actor.id}".encode()),
-            ("ce_surface", metadata.surface.encode()),
-            ("ce_occurredat", rfc3339(metadata.occurred_at)),
-            ("ce_requestid", str(metadata.request_id).encode()),
-            ("ce_correlationid", str(metadata.correlation_id).encode()),
-            CONTENT_TYPE,
-        ]
-        if metadata.causation_id is not None:
-            headers.append(("ce_causationid", metadata.causation_id.encode()))
-        value = event.model_dump_json(exclude=PERSONAL).encode()
-        return route.key, route.partition, value, headers, int(recorded.recorded_at.timestamp() * 1_000)
 
 
 class Publisher:

@@ -24,18 +24,17 @@ from kafka.errors import KafkaError
 from kafka.partitioner.default import DefaultPartitioner
 from psycopg.conninfo import make_conninfo
 
+from adapters.cloud_events import partition_of
 from adapters.kafka_broker import KafkaBroker
 from adapters.kafka_publisher import (
-    WATCHDOG_EXIT_CODE,
     LockLostError,
     Position,
     Publisher,
     PublisherFailedError,
     PublisherSettings,
     StartRefusedError,
-    Watchdog,
-    partition_of,
 )
+from adapters.watchdog import WATCHDOG_EXIT_CODE, Watchdog
 from domain.envelope import Metadata, RecordedEvent, Stream, StreamType
 from domain.events import (
     Actor,
