@@ -11,6 +11,7 @@ most once, also when the reply to COMMIT is lost.
 import asyncio
 import logging
 import threading
+from collections import Counter as Tally
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +23,7 @@ from uuid import UUID
 import orjson
 import psycopg
 from cachetools import LRUCache
+from prometheus_client import Counter, Histogram
 
 from adapters import codec
 from adapters.event_log import COLUMNS, EventRow, append, event_row
@@ -35,6 +37,13 @@ from domain.events import Event, Presence, Surface
 from domain.permissions import Caller
 
 log = logging.getLogger(__name__)
+
+BATCHES = Histogram(
+    "conversas_writer_batch_commands", "Commands in one transaction", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
+)
+EVENTS = Counter("conversas_writer_events", "Events appended by this process")
+ANSWERS = Counter("conversas_writer_answers", "Commands answered", ["outcome"])
+"""By outcome: done, already (so), replayed, refused, failed."""
 
 SNAPSHOT_EVERY = 200
 """Events between two snapshots of a stream: at most so many are folded when a stream is loaded."""
@@ -448,6 +457,7 @@ class Writer:
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
             answers = self._handler.handle([request for request, _ in batch])
+            _count(answers)
             waiting = [future for _, future in batch]
             self._loop.call_soon_threadsafe(_deliver, waiting, answers)
         self._handler.close()
@@ -469,6 +479,21 @@ class Writer:
         """Finish what is queued, then stop."""
         self._queue.put(None)
         self._thread.join()
+
+
+def _count(answers: list[Answer]) -> None:
+    BATCHES.observe(len(answers))
+    EVENTS.inc(sum(answer.events for answer in answers if isinstance(answer, Outcome) and not answer.replayed))
+    for outcome, count in Tally(map(_outcome, answers)).items():
+        ANSWERS.labels(outcome).inc(count)
+
+
+def _outcome(answer: Answer) -> str:
+    if isinstance(answer, Exception):
+        return "refused" if isinstance(answer, DomainError) else "failed"
+    if answer.replayed:
+        return "replayed"
+    return "done" if answer.events else "already"
 
 
 _Waiting = tuple[Request, "asyncio.Future[Outcome]"]

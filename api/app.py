@@ -6,10 +6,12 @@ Invariant: a request that cannot be served soon is refused, never piled up.
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
+from prometheus_client import Histogram
 from psycopg_pool import AsyncConnectionPool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
@@ -21,6 +23,13 @@ from api import contacts, conversations, directory, history, operations, problem
 from api.settings import Settings
 
 log = logging.getLogger(__name__)
+
+REQUESTS = Histogram(
+    "conversas_http_request_seconds",
+    "Time until the answer began",
+    ["method", "status"],
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
 
 DESCRIPTION = """
 Every conversation of a company's support channels, in every status, and how it got there.
@@ -110,13 +119,14 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid7()
+        request_id, started = uuid7(), perf_counter()
         scope.setdefault("state", {})["request_id"] = request_id
         header = (b"request-id", str(request_id).encode())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"].append(header)
+                REQUESTS.labels(scope["method"], message["status"]).observe(perf_counter() - started)
             await send(message)
 
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
