@@ -6,6 +6,7 @@ are dense.
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
@@ -62,16 +63,25 @@ def append(cursor: psycopg.Cursor[Any], rows: Sequence[EventRow]) -> None:
             copy.write_row(row)
 
 
+_STREAM_TYPES = {type_.value: type_ for type_ in StreamType}
+_SURFACES = {surface.value: surface for surface in Surface}
+
+
+@lru_cache(maxsize=10_000)
+def _actor(kind: str, id_: str) -> Actor:
+    return Actor.model_construct(kind=ActorKind(kind), id=id_)
+
+
 def recorded(row: EventRow) -> RecordedEvent:
     """The stored row as an event in its envelope."""
     return RecordedEvent(
         position=row.position,
-        stream=Stream(row.workspace_id, StreamType(row.stream_type), row.stream_id),
+        stream=Stream(row.workspace_id, _STREAM_TYPES[row.stream_type], row.stream_id),
         version=row.version,
         event=decode(row.topic, row.data),
         metadata=Metadata(
-            actor=Actor.model_construct(kind=ActorKind(row.actor_kind), id=row.actor_id),
-            surface=Surface(row.surface),
+            actor=_actor(row.actor_kind, row.actor_id),
+            surface=_SURFACES[row.surface],
             occurred_at=row.occurred_at,
             request_id=row.request_id,
             correlation_id=row.correlation_id,

@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import orjson
 import psycopg
 from psycopg.conninfo import make_conninfo
+from psycopg.types.json import set_json_loads
 
 log = logging.getLogger(__name__)
+
+set_json_loads(orjson.loads)
 
 MIGRATION_LOCK = 0x636F6E76_0001
 APPEND_LOCK = 0x636F6E76_0002

@@ -115,7 +115,9 @@ Line = Annotated[str, Field(max_length=500, pattern=NO_NUL)]
 Text = Annotated[str, Field(max_length=65_536, pattern=NO_NUL)]
 Phone = Annotated[str, Field(pattern=r"^\+?[0-9][0-9 ().-]{2,31}$", examples=["+55 11 98765-4321"])]
 Email = Annotated[str, Field(min_length=3, max_length=254, pattern=r"^[^@\s\x00]+@[^@\s\x00]+$")]
-AttributeValue = Line | int | Annotated[float, Field(allow_inf_nan=False)] | bool | list[Line] | None
+Integer = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
+"""A whole number that every JSON reader gets right (RFC 7493)."""
+AttributeValue = Line | Integer | Annotated[float, Field(allow_inf_nan=False)] | bool | list[Line] | None
 Url = Annotated[HttpUrl, UrlConstraints(max_length=2_000)]
 
 

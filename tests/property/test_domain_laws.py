@@ -137,7 +137,7 @@ class Made:
         if kind is str:
             return _text(limits.get("pattern"), limits.get("min_length", 0), limits.get("max_length"))
         if kind is int:
-            return st.integers(min_value=limits.get("ge"))
+            return st.integers(min_value=limits.get("ge"), max_value=limits.get("le"))
         if issubclass(kind, Enum):
             return st.sampled_from(kind)
         if issubclass(kind, BaseModel):
@@ -171,7 +171,7 @@ def _limits(metadata: Sequence[Any]) -> dict[str, Any]:
         elif isinstance(item, annotated_types.GroupedMetadata):
             limits |= _limits(list(item))
         else:
-            names = ("pattern", "min_length", "max_length", "ge")
+            names = ("pattern", "min_length", "max_length", "ge", "le")
             limits |= {name: getattr(item, name) for name in names if getattr(item, name, None) is not None}
     return limits
 
