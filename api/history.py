@@ -141,6 +141,15 @@ class EventPage(BaseModel):
     next: Annotated[int, Field(description="read on after this position, now or later")]
 
 
+class EventParameters(BaseModel):
+    """Which part of the log."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: Annotated[Position, Field(description="the last position that you have")] = 0
+    limit: Annotated[int, Field(ge=1, le=1_000)] = 100
+
+
 SCANNED = 10_000
 """Positions looked at for one page, at most, so that a small workspace in a large log costs no more."""
 
@@ -149,8 +158,7 @@ SCANNED = 10_000
 async def read_events(
     request: Request,
     caller: Authenticated,
-    after: Annotated[Position, Query(description="the last position that you have")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    wanted: Annotated[EventParameters, Query()],
 ) -> Response:
     """Every event of the workspace after a position, in order: for consumers without Kafka.
 
@@ -159,6 +167,7 @@ async def read_events(
     if caller.scope(Permission.READ_HISTORY) is not Scope.ALL:
         msg = f"This needs the permission '{Permission.READ_HISTORY}' for all of the workspace."
         raise PermissionDeniedError(msg)
+    after, limit = wanted.after, wanted.limit
     # The head first: what is appended after this look belongs to the next page.
     head = await fetch(request, "select coalesce(max(position), 0) as head from events", ())
     end = min(after + SCANNED, head[0]["head"])

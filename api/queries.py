@@ -6,9 +6,7 @@ Invariant: a cursor holds only what the page before it showed; it grants nothing
 import asyncio
 import base64
 import binascii
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from time import monotonic
 from typing import Annotated, Any
 from uuid import UUID
@@ -70,15 +68,18 @@ async def fetch(request: Request, query: str, values: Sequence[Any]) -> list[dic
 async def wait_for(request: Request, read_model: str, position: int | None) -> None:
     """Return once ``read_model`` has ``position``.
 
-    Raises `ReadModelBehindError` after 3 seconds.
+    Raises `ReadModelBehindError` after 3 seconds, and at once the error for a position that the log has not reached.
     """
     if position is None:
         return
     deadline, pause = monotonic() + WAIT_SECONDS, 0.005
+    query = "select position, (select max(position) from events) as head from projection_positions where name = %s"
     while True:
-        rows = await fetch(request, "select position from projection_positions where name = %s", (read_model,))
-        if rows and rows[0]["position"] >= position:
+        [state] = await fetch(request, query, (read_model,))
+        if state["position"] >= position:
             return
+        if position > (state["head"] or 0):
+            raise invalid("at_least", "is beyond the end of the log; give the position of a command's answer")
         if monotonic() > deadline:
             msg = f"The listing has not reached position {position} yet; try again in a moment."
             raise ReadModelBehindError(msg)
@@ -115,16 +116,4 @@ def invalid(parameter: str, message: str) -> RequestValidationError:
 
 def as_json(body: Any, headers: Mapping[str, str] | None = None) -> Response:
     """``body`` as a JSON response; UUIDs and times as text."""
-    return Response(_json(body), 200, headers, "application/json")
-
-
-def _json(body: Any) -> bytes:
-    try:
-        return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:
-        # An attribute may be a number beyond 64 bits, which orjson refuses and JSON does not.
-        return json.dumps(body, default=_plain, ensure_ascii=False).encode()
-
-
-def _plain(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return Response(orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS), 200, headers, "application/json")

@@ -63,6 +63,14 @@ Insider = Annotated[Actor, AfterValidator(_check_insider)]
 """An actor who is not a contact."""
 
 
+def agent_of(actor: Actor) -> UUID | None:
+    """The id of the agent who acts; None: it is no agent, or none of ours."""
+    try:
+        return UUID(actor.id) if actor.kind is ActorKind.AGENT else None
+    except ValueError:
+        return None
+
+
 class Command(Fact):
     """An intent; refused with a `DomainError` or answered with events."""
 
@@ -387,8 +395,8 @@ class IssueToken(Command):
     expires_at: AwareDatetime | None = None
 
     def names(self) -> Named:
-        """The role must be known."""
-        return _named(role=self.role)
+        """The role must be known, and the agent whose token it is must be active."""
+        return _named(role=self.role, agent=agent_of(self.actor))
 
 
 class RevokeToken(Command):

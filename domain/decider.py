@@ -64,9 +64,7 @@ DECIDERS: dict[StreamType, Decider] = {
     StreamType.ROLE: Decider(
         directory.Role, lambda command, state, _: directory.decide_role(command, state), directory.evolve_role
     ),
-    StreamType.TOKEN: Decider(
-        directory.Token, lambda command, state, _: directory.decide_token(command, state), directory.evolve_token
-    ),
+    StreamType.TOKEN: Decider(directory.Token, directory.decide_token, directory.evolve_token),
 }
 """How each kind of stream decides and folds."""
 

@@ -22,6 +22,7 @@ from domain.commands import (
     RegisterAgent,
     RenameSector,
     RevokeToken,
+    agent_of,
     role_id,
 )
 from domain.contact import Contact
@@ -39,6 +40,7 @@ from domain.errors import (
 )
 from domain.events import (
     Actor,
+    ActorKind,
     AgentDeactivated,
     AgentJoinedSector,
     AgentLeftSector,
@@ -261,11 +263,13 @@ def evolve_role(_: Role | None, event: RoleDefined) -> Role:
     return Role(name=event.name, grants=event.grants)
 
 
-def decide_token(command: IssueToken | RevokeToken, state: Token | None) -> list[Event]:
+def decide_token(command: IssueToken | RevokeToken, state: Token | None, known: Known) -> list[Event]:
     """The events that ``command`` causes; none where it is already so."""
     match command:
         case IssueToken():
             if state is None:
+                if command.actor.kind is ActorKind.AGENT:
+                    known.agent(agent_of(command.actor) or UUID(int=0))
                 return [TokenIssued(**dict(command))]
             if state == evolve_token(None, TokenIssued(**dict(command))):
                 return []

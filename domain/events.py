@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, HttpUrl, UrlConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, UrlConstraints
 
 from domain.permissions import Permission, Scope
 
@@ -115,9 +115,21 @@ Line = Annotated[str, Field(max_length=500, pattern=NO_NUL)]
 Text = Annotated[str, Field(max_length=65_536, pattern=NO_NUL)]
 Phone = Annotated[str, Field(pattern=r"^\+?[0-9][0-9 ().-]{2,31}$", examples=["+55 11 98765-4321"])]
 Email = Annotated[str, Field(min_length=3, max_length=254, pattern=r"^[^@\s\x00]+@[^@\s\x00]+$")]
-Integer = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
+Integer = Annotated[int, Field(strict=True, ge=-(2**53) + 1, le=2**53 - 1)]
 """A whole number that every JSON reader gets right (RFC 7493)."""
-AttributeValue = Line | Integer | Annotated[float, Field(allow_inf_nan=False)] | bool | list[Line] | None
+
+
+def _not_whole(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole:
+        raise ValueError("a whole number must lie between -(2^53) + 1 and 2^53 - 1")
+    return value
+
+
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_not_whole)]
+"""A number with a fraction; a whole one never silently becomes one."""
+Flag = Annotated[bool, Field(strict=True)]
+AttributeValue = Line | Integer | Real | Flag | Annotated[list[Line], Field(max_length=100)] | None
 Url = Annotated[HttpUrl, UrlConstraints(max_length=2_000)]
 
 
@@ -247,7 +259,7 @@ class Attachment(Fact):
 
     name: Name
     media_type: Annotated[str, Field(pattern=r"^[\w.+-]+/[\w.+-]+$", max_length=127)]
-    size_bytes: Annotated[int, Field(ge=0)]
+    size_bytes: Annotated[Integer, Field(ge=0)]
     url: Url
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
