@@ -17,13 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from adapters import postgres
+from adapters.command_handler import CommandHandler, Outcome, Request
 from adapters.event_log import EventLog
 from adapters.identity import digest, new_secret
 from adapters.postgres import connect
 from adapters.projector import READ_MODELS, Projector, create_missing
 from adapters.rebuild import rebuild as rebuild_read_model
 from adapters.replay import Summary, history_of, summarize, tell
-from adapters.writer import CommandHandler, Outcome, Request
 from api import demo, settings
 from api.settings import Settings
 from api.supervisor import stop_on_signals, supervise, watch_supervisor

@@ -17,8 +17,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from adapters import writer
+from adapters import command_handler
 from adapters.identity import Identity
+from adapters.writer import Writer
 from api.problems import Problem, UnauthenticatedError
 from api.queries import CommandAnswer
 from domain.commands import Command
@@ -76,7 +77,7 @@ class Commanding:
 
     async def execute(
         self, command: Command, id_: UUID, *, surface: Surface | None = None, key: str | None = None
-    ) -> writer.Outcome:
+    ) -> command_handler.Outcome:
         """The outcome of ``command`` on the aggregate ``id_``, once it is committed.
 
         ``key`` is a further idempotency key, which the command itself brings along.
@@ -86,9 +87,9 @@ class Commanding:
         from_header = self._surface()
         request_id = self._request.state.request_id
         correlation_id = _form(self._headers, b"correlation-id", _UUID)
-        handling: writer.Writer = self._request.app.state.writer
+        handling: Writer = self._request.app.state.writer
         return await handling.execute(
-            writer.Request(
+            command_handler.Request(
                 stream=Stream(self.caller.workspace_id, command.STREAM, id_),
                 command=command,
                 caller=self.caller,
@@ -168,7 +169,7 @@ def _parse(validate: Callable[[Any], Any], value: Any, *place: str) -> Any:
         raise RequestValidationError([{**e, "loc": (*place, *e["loc"])} for e in error.errors()]) from None
 
 
-def answer(outcome: writer.Outcome, status: int = 200, location: str | None = None) -> Response:
+def answer(outcome: command_handler.Outcome, status: int = 200, location: str | None = None) -> Response:
     """The outcome as a response, its version as the ETag."""
     body: dict[str, Any] = {
         "id": outcome.stream_id,

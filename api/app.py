@@ -16,10 +16,11 @@ from psycopg_pool import AsyncConnectionPool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
+from adapters.command_handler import CommandHandler
 from adapters.identity import Identity
 from adapters.postgres import with_settings
-from adapters.writer import CommandHandler, Writer
-from api import contacts, conversations, directory, history, operations, problems
+from adapters.writer import Writer
+from api import contacts, conversations, directory, history, listing, operations, problems
 from api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    for module in (conversations, contacts, directory, history, operations):
+    for module in (conversations, listing, contacts, directory, history, operations):
         app.include_router(module.router)
     patch_fastapi(app)  # Swagger UI from this process: the page works without any other host
     problems.install(app)

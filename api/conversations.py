@@ -1,36 +1,20 @@
-"""Conversations over HTTP: open one, act on it, find it, read it.
+"""What is done to conversations over HTTP: open one, act on it.
 
 Invariant: a command route only turns the request into a command; what is allowed is decided in the domain.
 """
 
-import re
 import secrets
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Path
+from pydantic import Field
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
-from adapters.codec import decode
 from api import demo
-from api.access import QUERY_PROBLEMS, Authenticated, Commands, answer, command_route, require
-from api.history import HistoryPage, entry
-from api.queries import (
-    AtLeast,
-    Cursor,
-    Limit,
-    Moment,
-    Position,
-    as_json,
-    decode_cursor,
-    encode_cursor,
-    fetch,
-    invalid,
-    wait_for,
-)
+from api.access import Commands, answer, command_route
 from domain.commands import (
     AddLabel,
     AddNote,
@@ -50,7 +34,7 @@ from domain.commands import (
     SetAttribute,
     Transfer,
 )
-from domain.errors import ConversationNotFoundError, InvalidCommandError
+from domain.errors import InvalidCommandError
 from domain.events import (
     Actor,
     Attachment,
@@ -58,18 +42,10 @@ from domain.events import (
     FinalizationCause,
     Line,
     MessageKind,
-    MessageReceived,
-    MessageSent,
-    NoteAdded,
-    Priority,
     Slug,
-    Status,
     Surface,
     Text,
 )
-from domain.permissions import Caller, Permission
-from projections.history import COLUMNS as HISTORY_COLUMNS
-from projections.listing_query import Bar, Page, Sort, one, page, shown
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 ConversationId = Annotated[UUID, Path(description="the conversation's id", examples=[demo.CONVERSATION])]
@@ -278,234 +254,3 @@ async def set_attribute(id: ConversationId, body: SetAttribute, commands: Comman
 async def reassign_contact(id: ConversationId, body: ReassignContact, commands: Commands) -> Response:
     """It turned out to be with another contact."""
     return answer(await commands.execute(body, id))
-
-
-class ConversationView(BaseModel):
-    """A conversation as the listing shows it. Times are when things happened; durations are seconds per episode."""
-
-    id: UUID
-    protocol: str
-    channel: str
-    status: Status
-    sector_id: UUID | None
-    agent_id: UUID | None
-    bot: str | None
-    contact_id: UUID
-    contact_name: str | None
-    contact_phones: list[str]
-    contact_emails: list[str]
-    contact_attributes: dict[str, Any]
-    subject: str | None
-    priority: Priority
-    labels: list[str]
-    attributes: dict[str, Any]
-    opened_at: datetime
-    opened_by: str
-    last_activity_at: datetime
-    finalized_at: datetime | None
-    finalized_from: Literal["inbox", "listing", "automatically"] | None
-    finalized_by: str | None
-    finalized_cause: FinalizationCause | None
-    outcome: str | None
-    episode: int
-    episode_started_at: datetime
-    waiting_since: datetime | None
-    waiting_seconds: float
-    first_response_seconds: float | None
-    resolution_seconds: float | None
-    unanswered_since: datetime | None
-    unread: int
-    sectors: list[UUID]
-    agents: list[UUID]
-    bots: list[str]
-    participants: list[str]
-    transfers: int
-    reopenings: int
-    messages_received: int
-    messages_sent: int
-    notes: int
-    version: int
-    position: int
-
-
-class ConversationPage(BaseModel):
-    """A page of the listing; ``next`` is the cursor of the next one."""
-
-    items: list[ConversationView]
-    next: str | None
-
-
-class ListingParameters(BaseModel):
-    """The filter bar, sort and page."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    status: Annotated[list[Status], Field(max_length=4)] = []
-    channel: Annotated[list[Slug], Field(max_length=50)] = []
-    sector: Annotated[list[UUID], Field(max_length=200)] = []
-    agent: Annotated[list[UUID], Field(max_length=200)] = []
-    bot: Annotated[list[Slug], Field(max_length=50)] = []
-    label: Annotated[list[Slug], Field(max_length=50)] = []
-    opened_from: Moment | None = None
-    opened_until: Moment | None = None
-    last_activity_from: Moment | None = None
-    last_activity_until: Moment | None = None
-    finalized_from: Moment | None = None
-    finalized_until: Moment | None = None
-    q: Annotated[Line | None, Field(description="protocol, or the contact's name, phone or e-mail")] = None
-    sort: Sort = Sort.LAST_ACTIVITY
-    order: Literal["desc", "asc"] = "desc"
-    limit: Annotated[int, Field(ge=1, le=500)] = 50
-    cursor: Annotated[str | None, Field(max_length=500, description="`next` of the page before")] = None
-    at_least: Annotated[
-        Position | None, Field(description="wait, briefly, until the listing has this position of a command's answer")
-    ] = None
-
-
-@router.get("", summary="List conversations", response_model=ConversationPage, responses=QUERY_PROBLEMS)
-async def list_conversations(
-    request: Request, caller: Authenticated, wanted: Annotated[ListingParameters, Query()]
-) -> Response:
-    """The conversations that you may see and that fit the filters; several values of one filter are alternatives."""
-    require(caller, Permission.VIEW)
-    after = decode_cursor(wanted.cursor, str, str, str, UUID)
-    if after is not None and after[:2] != [wanted.sort.value, wanted.order]:
-        raise invalid("cursor", "belongs to another sort; start again without it")
-    if after is not None and not _is_sort_value(wanted.sort, after[2]):
-        raise invalid("cursor", "is not one of ours; start again without it")
-    await wait_for(request, "listing", wanted.at_least)
-    bar = Bar(
-        **wanted.model_dump(exclude={"q", "sort", "order", "limit", "cursor", "at_least"}),
-        text=wanted.q,
-    )
-    statement = page(
-        caller,
-        Page(
-            bar=bar,
-            sort=wanted.sort,
-            descending=wanted.order == "desc",
-            after=(after[2], after[3]) if after else None,
-            limit=wanted.limit,
-        ),
-    )
-    rows = await fetch(request, *statement)
-    more = len(rows) > wanted.limit
-    rows = rows[: wanted.limit]
-    cursor = encode_cursor(wanted.sort, wanted.order, rows[-1]["sort_value"], rows[-1]["id"]) if more else None
-    return as_json({"items": [shown(row) for row in rows], "next": cursor})
-
-
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?\+00")
-
-
-def _is_sort_value(sort: Sort, value: str) -> bool:
-    """Whether PostgreSQL would print a value of ``sort`` like this, so that it can also read it."""
-    if sort is Sort.PRIORITY:
-        return value in {"0", "1", "2", "3"}
-    if value in {"infinity", "-infinity"}:
-        return True
-    try:
-        return _TIME.fullmatch(value) is not None and datetime.fromisoformat(value) is not None
-    except ValueError:
-        return False
-
-
-async def _visible(request: Request, caller: Caller, id_: UUID) -> dict[str, Any]:
-    require(caller, Permission.VIEW)
-    rows = await fetch(request, *one(caller, id_))
-    if not rows:
-        raise ConversationNotFoundError
-    return rows[0]
-
-
-@router.get("/{id}", summary="Get a conversation", response_model=ConversationView, responses=QUERY_PROBLEMS)
-async def get_conversation(
-    id: ConversationId, request: Request, caller: Authenticated, at_least: AtLeast = None
-) -> Response:
-    """The conversation as the listing shows it, its version as the ETag."""
-    await wait_for(request, "listing", at_least)
-    row = await _visible(request, caller, id)
-    return as_json(shown(row), {"ETag": f'"{row["version"]}"'})
-
-
-class MessageView(BaseModel):
-    """A message or note, from the log."""
-
-    version: int
-    direction: Literal["received", "sent", "note"]
-    message_id: UUID
-    author: Actor
-    kind: MessageKind
-    text: str
-    attachments: list[dict[str, Any]]
-    occurred_at: datetime
-    recorded_at: datetime
-
-
-class MessagePage(BaseModel):
-    """A page of messages, oldest first; ``next`` is the cursor of the next one."""
-
-    items: list[MessageView]
-    next: str | None
-
-
-_DIRECTIONS = {MessageReceived.TOPIC: "received", MessageSent.TOPIC: "sent", NoteAdded.TOPIC: "note"}
-
-
-@router.get("/{id}/messages", summary="Read its messages", response_model=MessagePage, responses=QUERY_PROBLEMS)
-async def get_messages(
-    id: ConversationId, request: Request, caller: Authenticated, limit: Limit = 100, cursor: Cursor = None
-) -> Response:
-    """The conversation's messages and notes, oldest first."""
-    await _visible(request, caller, id)
-    after = decode_cursor(cursor, int) or [0]
-    rows = await fetch(
-        request,
-        "select version, topic, data, occurred_at, recorded_at from events where workspace_id = %s and stream_id = %s"
-        " and version > %s and topic = any(%s) order by version limit %s",
-        (caller.workspace_id, id, *after, list(_DIRECTIONS), limit + 1),
-    )
-    items = [_message(row) for row in rows[:limit]]
-    more = len(rows) > limit
-    return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})
-
-
-def _message(row: dict[str, Any]) -> dict[str, Any]:
-    event = cast("MessageReceived | MessageSent | NoteAdded", decode(row["topic"], row["data"]))
-    said = event.personal.model_dump(mode="json")
-    return {
-        "version": row["version"],
-        "direction": _DIRECTIONS[row["topic"]],
-        "message_id": event.message_id,
-        "author": event.author.model_dump(mode="json"),
-        "kind": MessageKind.TEXT if isinstance(event, NoteAdded) else event.kind,
-        "text": said["text"],
-        "attachments": said.get("attachments", []),
-        "occurred_at": row["occurred_at"],
-        "recorded_at": row["recorded_at"],
-    }
-
-
-@router.get("/{id}/history", summary="Read its history", response_model=HistoryPage, responses=QUERY_PROBLEMS)
-async def get_history(
-    id: ConversationId,
-    request: Request,
-    caller: Authenticated,
-    limit: Limit = 100,
-    cursor: Cursor = None,
-    at_least: AtLeast = None,
-) -> Response:
-    """Everything that happened to the conversation, oldest first, and how it stood after each event."""
-    require(caller, Permission.READ_HISTORY)
-    await wait_for(request, "history", at_least)
-    await _visible(request, caller, id)
-    after = decode_cursor(cursor, int) or [0]
-    rows = await fetch(
-        request,
-        f"select {', '.join(HISTORY_COLUMNS)} from history"
-        " where workspace_id = %s and stream_id = %s and version > %s order by version limit %s",
-        (caller.workspace_id, id, *after, limit + 1),
-    )
-    more = len(rows) > limit
-    items = [entry(row) for row in rows[:limit]]
-    return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})

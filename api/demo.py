@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Iterator
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from adapters.command_handler import CommandHandler, Request
 from adapters.identity import digest
-from adapters.writer import CommandHandler, Request
 from domain.commands import (
     AddLabel,
     Assume,

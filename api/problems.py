@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from adapters.writer import OutcomeUnknownError, QueueFullError, UnavailableError
+from adapters.command_handler import OutcomeUnknownError, UnavailableError
+from adapters.writer import QueueFullError
 from domain.errors import (
     DomainError,
     IdempotencyKeyReusedError,

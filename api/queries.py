@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from adapters.writer import UnavailableError
+from adapters.command_handler import UnavailableError
 
 MAX_POSITION = 2**63 - 1
 Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]

@@ -19,7 +19,7 @@ from time import monotonic, sleep
 from typing import BinaryIO, Protocol, Self
 from uuid import UUID, uuid4, uuid5
 
-from adapters.writer import Answer, Outcome, Request, UnavailableError
+from adapters.command_handler import Answer, Outcome, Request, UnavailableError
 from domain.commands import AddNote, Command
 from domain.envelope import Stream, StreamType
 from domain.errors import DomainError, IdempotencyKeyReusedError
@@ -42,7 +42,7 @@ class ImportStoppedError(Exception):
 
 
 class Handles(Protocol):
-    """What an import needs of the writer: `adapters.writer.CommandHandler` has it."""
+    """What an import needs of the writer: `adapters.command_handler.CommandHandler` has it."""
 
     def handle(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and append ``requests`` in order, in one transaction; an answer for each."""

@@ -24,7 +24,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from adapters.writer import CommandHandler
+from adapters.command_handler import CommandHandler
 from api import demo
 
 ROOT = Path(__file__).parents[2]

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, settings
 from psycopg.conninfo import make_conninfo
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from adapters.writer import CommandHandler
+from adapters.command_handler import CommandHandler
 from api import demo
 from api.app import create_app
 from api.settings import Settings

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from adapters.command_handler import CommandHandler
 from adapters.importers import Report, import_file
-from adapters.writer import CommandHandler
 
 with warnings.catch_warnings():
     # kafka-python reads its schemas with importlib.resources.read_text, which Python 3.11 calls deprecated.

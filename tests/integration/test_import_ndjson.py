@@ -11,8 +11,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from adapters.command_handler import CommandHandler
 from adapters.importers import Report, import_file, loading, ndjson
-from adapters.writer import CommandHandler
 
 WORKSPACE = UUID(int=7)
 DOCUMENT = Path(__file__).parents[2] / "docs/IMPORT.md"

@@ -22,8 +22,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from adapters.command_handler import Answer, CommandHandler, Request, UnavailableError
 from adapters.importers import ImportStoppedError, Report, import_file, loading
-from adapters.writer import Answer, CommandHandler, Request, UnavailableError
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared/data/servicenow_incidents.csv.xz"

@@ -28,10 +28,10 @@ from eventsourcing.projection import ApplicationSubscription, Projection, Projec
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from adapters import codec
+from adapters.command_handler import CommandHandler, Outcome, Request
 from adapters.event_log import EventLog
 from adapters.postgres import APPEND_LOCK, WRITER_LIMITS
 from adapters.recorder import Database, PositionRecorder, Recorder, StreamEvent, projector
-from adapters.writer import CommandHandler, Outcome, Request
 from domain.commands import AddLabel, ChangePriority, Command, OpenConversation, RegisterContact
 from domain.conversation import Conversation
 from domain.envelope import Metadata, Stream, StreamType

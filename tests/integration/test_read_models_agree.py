@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from agreement import check_that_all_agree
 
+from adapters.command_handler import CommandHandler, Request
 from adapters.projector import Projector, create_missing
-from adapters.writer import CommandHandler, Request
 from domain.commands import (
     AddLabel,
     AddNote,

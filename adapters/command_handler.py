@@ -1,0 +1,405 @@
+"""Writing the log: many commands, decided in order and appended in one transaction.
+
+A transaction takes the append lock *before* it loads, so that nothing can change between deciding and appending, in
+this process or another: there are no conflicts to retry, and positions are dense.
+
+Invariant: a request is answered with an outcome only when its events are committed, and its events are appended at
+most once, also when the reply to COMMIT is lost.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from time import monotonic, sleep
+from typing import Any
+from uuid import UUID
+
+import orjson
+import psycopg
+from cachetools import LRUCache
+
+from adapters import codec
+from adapters.event_log import COLUMNS, EventRow, append, event_row
+from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, WRITER_LIMITS, connect
+from domain.commands import Command
+from domain.decider import DECIDERS, State, authorize
+from domain.directory import Known
+from domain.envelope import SCHEMA_VERSION, Stream, StreamType
+from domain.errors import AlreadyExistsError, DomainError, IdempotencyKeyReusedError, VersionConflictError
+from domain.events import Event, Presence, Surface
+from domain.permissions import Caller
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT_EVERY = 200
+"""Events between two snapshots of a stream: at most so many are folded when a stream is loaded."""
+
+
+class UnavailableError(Exception):
+    """The log cannot be written now; nothing was changed."""
+
+
+class OutcomeUnknownError(UnavailableError):
+    """The database went away in the middle of a commit and did not come back in time to say whether it landed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A command with everything that deciding and recording it needs."""
+
+    stream: Stream
+    command: Command
+    caller: Caller
+    surface: Surface
+    request_id: UUID
+    correlation_id: UUID
+    causation_id: str | None = None
+    occurred_at: datetime | None = None
+    """None: now."""
+    expected_version: int | None = None
+    """Refuse unless the stream is at this version (`If-Match`)."""
+    keys: tuple[str, ...] = ()
+    """Idempotency keys: the first answer to any of them is given again."""
+    fingerprint: bytes = b""
+    """Digest of the request; a key that comes again with another one is refused."""
+    presence: Mapping[UUID, Presence] | None = None
+    """Who can be reached right now; None: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request."""
+
+    stream_id: UUID
+    version: int
+    """The stream's version after it."""
+    position: int
+    """A read model that has this position shows the effect."""
+    events: int
+    """How many events it caused; 0: it was already so."""
+    status: str | None = None
+    """A conversation's status after it."""
+    replayed: bool = False
+    """This is the answer given before under the same idempotency key."""
+
+
+Answer = Outcome | Exception
+
+
+@dataclass(slots=True)
+class _Folded:
+    """A stream's folded state, as of ``version``."""
+
+    type: StreamType
+    version: int = 0
+    state: State | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one transaction has read and is going to write."""
+
+    head: int
+    now: datetime
+    folded: dict[Stream, _Folded]
+    answered: dict[tuple[UUID, str], tuple[bytes, dict[str, Any]]]
+    rows: list[EventRow] = field(default_factory=list)
+    outcomes: list[tuple[UUID, str, bytes, dict[str, Any]]] = field(default_factory=list)
+    snapshots: list[Stream] = field(default_factory=list)
+
+
+_LOAD_SNAPSHOTS = """
+select s.workspace_id, s.stream_id, s.version, s.state
+from unnest(%s::uuid[], %s::uuid[], %s::text[]) as wanted (workspace_id, stream_id, shape)
+join snapshots s using (workspace_id, stream_id, shape)"""
+_LOAD_EVENTS = f"""
+select e.*
+from unnest(%s::uuid[], %s::uuid[], %s::text[], %s::bigint[]) as wanted (workspace_id, stream_id, shape, version)
+cross join lateral (
+    select {COLUMNS} from events
+    where workspace_id = wanted.workspace_id and stream_id = wanted.stream_id
+      and version > coalesce(nullif(wanted.version, 0), (
+          select s.version from snapshots s
+          where (s.workspace_id, s.stream_id, s.shape) = (wanted.workspace_id, wanted.stream_id, wanted.shape)), 0)
+    order by version) e"""
+_LOAD_OUTCOMES = """
+select o.workspace_id, o.key, o.fingerprint, o.answer
+from unnest(%s::uuid[], %s::text[]) as wanted (workspace_id, key) join outcomes o using (workspace_id, key)"""
+_SAVE_OUTCOMES = "insert into outcomes select * from unnest(%s::uuid[], %s::text[], %s::bytea[], %s::text[]::jsonb[])"
+_SAVE_SNAPSHOTS = """
+insert into snapshots
+select * from unnest(%s::uuid[], %s::uuid[], %s::text[], %s::bigint[], %s::bytea[], %s::text[])
+on conflict (workspace_id, stream_id) do update
+set version = excluded.version, state = excluded.state, shape = excluded.shape, stream_type = excluded.stream_type"""
+
+
+class CommandHandler:
+    """Handles batches of requests over one connection. Used by one thread at a time."""
+
+    lock_statement = f"select pg_advisory_xact_lock({APPEND_LOCK})"
+
+    def __init__(self, conninfo: str, *, cached_states: int = 20_000, patience_seconds: float = 30.0) -> None:
+        self._conninfo = conninfo
+        self._connection: psycopg.Connection | None = None
+        self._patience_seconds = patience_seconds
+        self._cache: LRUCache[Stream, _Folded] = LRUCache(maxsize=cached_states)
+        self._committing: EventRow | None = None
+
+    def handle(self, requests: Sequence[Request]) -> list[Answer]:
+        """Decide and append ``requests`` in order, in one transaction; an answer for each.
+
+        A request that its rules refuse fails alone, with a `DomainError`. Where the batch as a whole fails for
+        another reason than the database being away, each is tried on its own.
+        """
+        try:
+            return self._attempt(requests)
+        except UnavailableError as error:
+            return [error for _ in requests]
+        except Exception as error:
+            self._discard_connection()
+            if len(requests) == 1:
+                log.exception("a command failed for no reason of its own")
+                return [error]
+            log.warning("a batch of %d failed (%s); trying each alone", len(requests), error)
+            return [answer for request in requests for answer in self.handle([request])]
+
+    def _attempt(self, requests: Sequence[Request]) -> list[Answer]:
+        """Run the transaction until it is known to have committed or not to."""
+        deadline = monotonic() + self._patience_seconds
+        while True:
+            self._committing = None
+            answers: list[Answer] = []
+            try:
+                self._transact(requests, answers)
+            except psycopg.errors.LockNotAvailable as error:
+                self._discard_connection()
+                msg = "another writer holds the append lock; try again in a moment"
+                raise UnavailableError(msg) from error
+            except psycopg.OperationalError as error:
+                self._discard_connection()
+                if self._committing is not None and self._landed(self._committing, deadline):
+                    self._cache.clear()
+                    return answers
+                if monotonic() > deadline:
+                    msg = "the database cannot be reached; nothing was changed"
+                    raise UnavailableError(msg) from error
+                log.warning("database connection lost, trying again: %s", error)
+                sleep(0.1)
+            else:
+                return answers
+
+    def _transact(self, requests: Sequence[Request], answers: list[Answer]) -> None:
+        """One transaction: lock, load, decide, append, commit. ``answers`` is complete before the commit is sent."""
+        connection = self._connected()
+        batch = self._load(connection, requests)
+        answers.extend(_decide(request, batch) for request in requests)
+        if batch.rows or batch.outcomes:
+            self._save(connection, batch)
+        else:
+            connection.rollback()
+        for stream, folded in batch.folded.items():
+            self._cache[stream] = folded
+
+    def _load(self, connection: psycopg.Connection, requests: Sequence[Request]) -> _Batch:
+        """Take the append lock, then read what the requests touch, in one round trip."""
+        wanted = {stream: self._cache.get(stream) for request in requests for stream in _streams(request)}
+        keys = list({(request.stream.workspace_id, key): None for request in requests for key in request.keys})
+        cold = [stream for stream, folded in wanted.items() if folded is None or folded.version == 0]
+        versions = [0 if folded is None else folded.version for folded in wanted.values()]
+        with connection.pipeline():
+            connection.execute(self.lock_statement, prepare=True)
+            head = connection.execute("select coalesce(max(position), 0), clock_timestamp() from events", prepare=True)
+            snapshots = _execute(connection, _LOAD_SNAPSHOTS, _keys(cold)) if cold else None
+            events = connection.cursor(row_factory=event_row, binary=True)
+            events.execute(_LOAD_EVENTS, (*_keys(wanted), versions), prepare=True)
+            outcomes = _execute(connection, _LOAD_OUTCOMES, _columns(keys, 2)) if keys else None
+        position, now = head.fetchone() or (0, None)
+        folded = {stream: known or _Folded(stream.type) for stream, known in wanted.items()}
+        by_id = {(stream.workspace_id, stream.id): stream for stream in wanted}
+        for workspace_id, stream_id, version, state in snapshots or ():
+            stream = by_id[workspace_id, stream_id]
+            folded[stream] = _Folded(stream.type, version, codec.decode_state(stream.type, state))
+        for row in events:
+            stream = by_id[row.workspace_id, row.stream_id]
+            before, type_ = folded[stream], StreamType(row.stream_type)
+            state = DECIDERS[type_].evolve(before.state, codec.decode(row.topic, row.data))
+            folded[stream] = _Folded(type_, row.version, state)
+        answered = {(workspace_id, key): (print_, answer) for workspace_id, key, print_, answer in outcomes or ()}
+        return _Batch(head=position, now=now, folded=folded, answered=answered)
+
+    def _save(self, connection: psycopg.Connection, batch: _Batch) -> None:
+        """Append, remember outcomes and snapshots, and commit."""
+        if batch.rows:
+            with connection.cursor() as cursor:
+                append(cursor, batch.rows)
+            self._committing = batch.rows[-1]
+        with connection.pipeline():
+            if batch.outcomes:
+                *columns, answers = _columns(batch.outcomes, 4)
+                _execute(connection, _SAVE_OUTCOMES, [*columns, [orjson.dumps(answer).decode() for answer in answers]])
+            if batch.snapshots:
+                _execute(connection, _SAVE_SNAPSHOTS, _columns([_snapshot(s, batch) for s in batch.snapshots], 6))
+            if batch.rows:
+                connection.execute(f"notify {LOG_CHANNEL}", prepare=True)
+            connection.commit()
+
+    def _landed(self, last: EventRow, deadline: float) -> bool:
+        """Whether the transaction whose last event is ``last`` had committed when the connection was lost.
+
+        Under the append lock its backend is certainly through, so the log's word is final. PostgreSQL's own record of
+        transactions is not: after a crash it gives the id of one that was lost to another, which then "committed".
+        """
+        while True:
+            try:
+                connection = self._connected()
+                connection.execute(self.lock_statement)
+                row = connection.execute(
+                    "select 1 from events where (position, workspace_id, stream_id, version, request_id, recorded_at)"
+                    " = (%s, %s, %s, %s, %s, %s)",
+                    (
+                        *(last.position, last.workspace_id, last.stream_id, last.version),
+                        *(last.request_id, last.recorded_at),
+                    ),
+                ).fetchone()
+                connection.rollback()
+            except psycopg.OperationalError as error:
+                self._discard_connection()
+                if monotonic() > deadline:
+                    msg = "the outcome is unknown; repeat the request with the same Idempotency-Key to learn it"
+                    raise OutcomeUnknownError(msg) from error
+                sleep(0.2)
+            else:
+                return row is not None
+
+    def _connected(self) -> psycopg.Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(self._conninfo, WRITER_LIMITS, application="conversas-writer", autocommit=False)
+        return self._connection
+
+    def _discard_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._discard_connection()
+
+
+def _streams(request: Request) -> Iterable[Stream]:
+    """The stream that ``request`` writes and those it only reads."""
+    yield request.stream
+    for type_, id_ in request.command.names():
+        yield Stream(request.stream.workspace_id, type_, id_)
+
+
+def _decide(request: Request, batch: _Batch) -> Answer:
+    """Decide one request on what ``batch`` holds, and put its events and outcome there."""
+    for key in request.keys:
+        if (request.stream.workspace_id, key) in batch.answered:
+            return _again(request, *batch.answered[request.stream.workspace_id, key])
+    try:
+        outcome = _append_events(request, _events(request, batch), batch)
+    except DomainError as error:
+        return error
+    except Exception as error:
+        log.exception("deciding %s failed", type(request.command).__name__)
+        return error
+    for key in request.keys:
+        saved = {name: getattr(outcome, name) for name in ("version", "position", "events", "status")}
+        saved["stream_id"] = str(outcome.stream_id)
+        batch.answered[request.stream.workspace_id, key] = (request.fingerprint, saved)
+        batch.outcomes.append((request.stream.workspace_id, key, request.fingerprint, saved))
+    return outcome
+
+
+def _again(request: Request, fingerprint: bytes, saved: dict[str, Any]) -> Answer:
+    if bytes(fingerprint) != request.fingerprint:
+        return IdempotencyKeyReusedError()
+    return Outcome(**(saved | {"stream_id": UUID(saved["stream_id"])}), replayed=True)
+
+
+def _events(request: Request, batch: _Batch) -> list[Event]:
+    folded = batch.folded[request.stream]
+    if folded.type is not request.stream.type:
+        raise AlreadyExistsError
+    known = _known(request, batch)
+    authorize(request.command, folded.state, request.caller, known)
+    if request.expected_version is not None and request.expected_version != folded.version:
+        raise VersionConflictError(request.expected_version, folded.version)
+    return DECIDERS[request.stream.type].decide(request.command, folded.state, known)
+
+
+def _known(request: Request, batch: _Batch) -> Known:
+    known: dict[StreamType, dict[UUID, Any]] = {type_: {} for type_ in StreamType}
+    for type_, id_ in request.command.names():
+        folded = batch.folded[Stream(request.stream.workspace_id, type_, id_)]
+        if folded.state is not None and folded.type is type_:
+            known[type_][id_] = folded.state
+    return Known(
+        contacts=known[StreamType.CONTACT],
+        sectors=known[StreamType.SECTOR],
+        agents=known[StreamType.AGENT],
+        roles=known[StreamType.ROLE],
+        presence=request.presence,
+    )
+
+
+def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outcome:
+    stream, folded = request.stream, batch.folded[request.stream]
+    state, version = folded.state, folded.version
+    evolve = DECIDERS[stream.type].evolve
+    rows: list[EventRow] = []
+    for event in events:
+        state, version = evolve(state, event), version + 1
+        rows.append(
+            EventRow(
+                position=batch.head + len(batch.rows) + len(rows) + 1,
+                workspace_id=stream.workspace_id,
+                stream_type=stream.type.value,
+                stream_id=stream.id,
+                version=version,
+                topic=event.TOPIC,
+                data=codec.encode(event),
+                actor_kind=request.caller.actor.kind.value,
+                actor_id=request.caller.actor.id,
+                surface=request.surface.value,
+                occurred_at=request.occurred_at or batch.now,
+                recorded_at=batch.now,
+                request_id=request.request_id,
+                correlation_id=request.correlation_id,
+                causation_id=request.causation_id,
+                schema_version=SCHEMA_VERSION,
+            )
+        )
+    batch.rows.extend(rows)
+    batch.folded[stream] = _Folded(stream.type, version, state)
+    if version // SNAPSHOT_EVERY > folded.version // SNAPSHOT_EVERY:
+        batch.snapshots = [*(other for other in batch.snapshots if other != stream), stream]
+    return Outcome(
+        stream_id=stream.id,
+        version=version,
+        position=batch.head + len(batch.rows),
+        events=len(events),
+        status=getattr(state, "status", None),
+    )
+
+
+def _snapshot(stream: Stream, batch: _Batch) -> tuple[Any, ...]:
+    folded = batch.folded[stream]
+    shape = codec.state_shape(stream.type)
+    state = codec.encode_state(stream.type, folded.state)
+    return (stream.workspace_id, stream.id, stream.type.value, folded.version, state, shape)
+
+
+def _execute(connection: psycopg.Connection, query: str, columns: Sequence[Sequence[Any]]) -> psycopg.Cursor[Any]:
+    return connection.execute(query.encode(), columns, prepare=True)
+
+
+def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+    return [[row[column] for row in rows] for column in range(width)]
+
+
+def _keys(streams: Iterable[Stream]) -> list[list[Any]]:
+    return _columns([(stream.workspace_id, stream.id, codec.state_shape(stream.type)) for stream in streams], 3)
