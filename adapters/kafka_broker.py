@@ -1,6 +1,7 @@
 """A real Apache Kafka on this machine, one node in KRaft mode, for tests and for `make kafka`.
 
-Invariant: it listens on 127.0.0.1 only, keeps its port over restarts, and never outlives the process that started it.
+Invariant: it listens on 127.0.0.1 only, keeps its port over restarts, never outlives the process that started it, and
+a directory has one at most.
 """
 
 import base64
@@ -9,6 +10,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +21,7 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -30,6 +32,7 @@ POM = Path(__file__).parent / "kafka" / "pom.xml"
 DEFAULT_CACHE = Path(".data/kafka/libs")
 MAVEN_TIMEOUT_SECONDS = 600
 TAIL_CHARACTERS = 2_000
+REASONS = tuple(re.compile(pattern, re.MULTILINE) for pattern in (r"^.*\b(?:ERROR|FATAL)\b.*$", r"^Caused by: .*$"))
 
 # Runs between the parent and the broker: asks the kernel (Linux) for SIGKILL when the parent dies, then becomes the
 # broker. A preexec_fn would do the same but is not safe in a process with threads.
@@ -145,6 +148,8 @@ class KafkaBroker:
         free, self._controller_port = _free_ports(2)
         self._port = port or free
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[str] | None = None
+        self._log_start = 0
 
     @property
     def bootstrap_servers(self) -> str:
@@ -176,19 +181,25 @@ class KafkaBroker:
         self.close()
 
     def start(self) -> None:
-        """Start the process, formatting its storage the first time; does not wait until it answers."""
+        """Start the process, formatting its storage the first time; does not wait until it answers.
+
+        Raises `KafkaUnavailableError`, and then has changed nothing, where a broker runs on the directory or something
+        listens on the port.
+        """
         if self.pid is not None:
             return
+        lock = self._take_directory()
+        self._require_port()
         java = self._java_command()
-        self._directory.mkdir(parents=True, exist_ok=True)
         data = self._directory / "data"
         configuration = self._directory / "server.properties"
         configuration.write_text(
             PROPERTIES.format(port=self._port, controller_port=self._controller_port, data=data), encoding="utf-8"
         )
-        if not (data / "meta.properties").exists():
-            self._format(java, configuration)
         with self.log_path.open("ab") as output:
+            self._log_start = output.tell()
+            if not (data / "meta.properties").exists():
+                self._format(java, configuration, output)
             self._process = subprocess.Popen(  # noqa: S603  # our own arguments, no shell
                 [
                     *(sys.executable, "-I", "-S", "-c", DIES_WITH_PARENT, str(os.getpid())),
@@ -198,10 +209,11 @@ class KafkaBroker:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for us; the broker is stopped in order
+                pass_fds=[lock.fileno()],  # a broker that the kernel does not kill with us keeps the directory
             )
 
     def wait_until_ready(self, timeout_seconds: float = 60) -> None:
-        """Return when the broker answers; raises `KafkaUnavailableError` with the end of its log if it does not."""
+        """Return when the broker answers; raises `KafkaUnavailableError` with what its log says if it does not."""
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             if self.pid is None:
@@ -209,8 +221,7 @@ class KafkaBroker:
             if self._listens() and self._answers():
                 return
             time.sleep(0.1)
-        tail = self.log_path.read_text("utf-8", "replace")[-TAIL_CHARACTERS:] if self.log_path.exists() else ""
-        message = f"Apache Kafka did not get ready on {self.bootstrap_servers}: {tail or 'it wrote nothing'}"
+        message = f"Apache Kafka did not get ready on {self.bootstrap_servers}: {self._why()}"
         raise KafkaUnavailableError(message)
 
     def stop(self, timeout_seconds: float = 30) -> None:
@@ -242,6 +253,39 @@ class KafkaBroker:
             self._temporary.cleanup()
         else:
             self.stop()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_directory(self) -> IO[str]:
+        """Lock the directory until `close`, or until this process and its broker are dead."""
+        if self._lock is not None:
+            return self._lock
+        self._directory.mkdir(parents=True, exist_ok=True)
+        lock = (self._directory / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            message = (
+                f"A broker already runs on {self._directory}; stop it, or use: conversas kafka --port N with another "
+                "CONVERSAS_DATA_DIRECTORY"
+            )
+            raise KafkaUnavailableError(message) from None
+        self._lock = lock
+        return lock
+
+    def _require_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kafka does
+            try:
+                probe.bind(("127.0.0.1", self._port))
+            except OSError as error:
+                message = (
+                    f"Port {self._port} cannot be had ({error.strerror}); stop what uses it, or use: conversas kafka "
+                    "--port N (beside another broker: with another CONVERSAS_DATA_DIRECTORY)"
+                )
+                raise KafkaUnavailableError(message) from None
 
     def _java_command(self) -> list[str]:
         require_tools()
@@ -253,15 +297,21 @@ class KafkaBroker:
             *("-Dorg.apache.logging.log4j.level=WARN", "-Djava.net.preferIPv4Stack=true", "-Xms64m"),
         ]
 
-    def _format(self, java: list[str], configuration: Path) -> None:
+    def _format(self, java: list[str], configuration: Path, output: IO[bytes]) -> None:
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")
-        self._run_tool([*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)])
-
-    def _run_tool(self, command: list[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603  # ours
+        command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)]
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=60, check=False)  # noqa: S603  # ours
         if done.returncode != 0:
-            message = f"Formatting the storage of Apache Kafka failed: {(done.stdout + done.stderr)[-TAIL_CHARACTERS:]}"
+            message = f"Formatting the storage of Apache Kafka failed: {self._why()}"
             raise KafkaUnavailableError(message)
+
+    def _why(self) -> str:
+        """What the log says since the last start, in a line or two, and where the log is."""
+        content = self.log_path.read_bytes() if self.log_path.exists() else b""
+        written = content[self._log_start :].decode("utf-8", "replace").strip()
+        found = [match.group().strip() for match in (reason.search(written) for reason in REASONS) if match]
+        said = "\n".join(found) or written.rpartition("\n")[2] or "it wrote nothing"
+        return said if self._temporary else f"{said}\nIts log: {self.log_path}"
 
     def _listens(self) -> bool:
         with socket.socket() as probe:
@@ -298,13 +348,3 @@ class KafkaBroker:
             self._process.kill()
             self._process.wait()
         self._process = None
-
-
-def serve(directory: Path, port: int = 9092) -> None:
-    """Run a broker for a person until it is interrupted or ends; raises `KafkaUnavailableError`."""
-    with KafkaBroker(directory, port=port) as broker, contextlib.suppress(KeyboardInterrupt):
-        log.info("Apache Kafka listens on %s; Ctrl-C stops it.", broker.bootstrap_servers)
-        while broker.pid is not None:
-            time.sleep(1)
-        message = f"Apache Kafka ended by itself; its log: {broker.log_path}"
-        raise KafkaUnavailableError(message)

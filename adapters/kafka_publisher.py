@@ -12,36 +12,64 @@ and let its supervisor start another).
 
 import contextlib
 import hashlib
-import json
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import psycopg
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedError, TopicAlreadyExistsError
+from kafka import KafkaProducer
+from kafka.errors import (
+    InvalidProducerEpochError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+    ProducerFencedError,
+)
+from prometheus_client import Counter, Gauge
 
 from adapters.cloud_events import Message, MessageMaker
+from adapters.kafka_position import (
+    RETRY_BACKOFF_MS,
+    Position,
+    PublisherSettings,
+    StartRefusedError,
+    last_position,
+    prepare_topics,
+    require_continuation,
+)
 from adapters.watchdog import Watchdog
 from domain.envelope import RecordedEvent, StreamType
 
+__all__ = [
+    "LINGER_MS",
+    "PRODUCER_BATCH_BYTES",
+    "RETRY_BACKOFF_MS",
+    "LockLostError",
+    "Publisher",
+    "PublisherFailedError",
+    "PublisherSettings",
+    "PublisherStatus",
+    "StartRefusedError",
+]
+
 log = logging.getLogger(__name__)
 
+POSITION = Gauge("conversas_published_position", "Up to which position of the log this process has published")
+COMMITS = Counter("conversas_publisher_commits", "Kafka transactions committed")
+ABORTS = Counter("conversas_publisher_aborts", "Kafka transactions left without a commit")
+FENCED = Counter("conversas_publisher_fencings", "Times that another publisher had taken over")
+
 LOCK_RETRY_SECONDS = 0.5
-FIRST_LOOK_BACK = 1_000  # offsets; many times what lies behind the last position record
 FENCINGS = (ProducerFencedError, InvalidProducerEpochError)
+UNREACHABLE = (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError)
 
 CLOSE_SECONDS = 5
-# A new transaction meets CONCURRENT_TRANSACTIONS while the markers of the last are written; kafka-python sleeps this
-# long then (its default of 100 ms would halve the throughput).
-RETRY_BACKOFF_MS = 10
 LINGER_MS = 100  # flush does not wait for it; it only lets batches fill
 PRODUCER_BATCH_BYTES = 131_072
-POSITIONS_CONFIGS = {"cleanup.policy": "compact", "segment.bytes": "16777216", "segment.ms": "3600000"}
 LOCK_CONNECTION: dict[str, Any] = {
     "application_name": "conversas-publisher-lock",
     "connect_timeout": 10,
@@ -63,10 +91,6 @@ class LogReader(Protocol):
         ...
 
 
-class StartRefusedError(Exception):
-    """Publishing would lose or repeat events; a person must look. The message says why."""
-
-
 class PublisherFailedError(Exception):
     """Something went wrong and the transaction was not committed; end the process and start another."""
 
@@ -75,49 +99,9 @@ class LockLostError(PublisherFailedError):
     """The connection that held the advisory lock is gone, so another publisher may be live."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublisherSettings:
-    """Where and how to publish. Times are in seconds."""
-
-    bootstrap_servers: str
-    topic_prefix: str = "conversations"
-    partitions: int = 24
-    """Of the events topic, when it is made; never changed afterwards, since it would break the order of keys."""
-    replication_factor: int = -1
-    """-1: what the broker has as its default."""
-    schema_base: str = "urn:conversas:schema:"
-    """What stands before an event's topic in ``ce_dataschema``."""
-    max_batch: int = 4_000
-    """Events of the log per Kafka transaction."""
-    poll_seconds: float = 0.25
-    request_timeout_seconds: float = 10
-    delivery_timeout_seconds: float = 20
-    transaction_timeout_seconds: float = 60
-    """After which the broker itself aborts what a dead publisher left open."""
-    deadline_seconds: float = 45
-    """For one transaction or one step of the start; then the watchdog ends the process."""
-    security: Mapping[str, Any] = field(default_factory=dict)
-    """kafka-python's TLS and SASL settings, passed through."""
-
-    @property
-    def events_topic(self) -> str:
-        """Where the events go."""
-        return f"{self.topic_prefix}.events.v1"
-
-    @property
-    def positions_topic(self) -> str:
-        """Where the publisher keeps its position."""
-        return f"{self.topic_prefix}.positions.v1"
-
-    @property
-    def transactional_id(self) -> str:
-        """Whoever starts with the same one fences its predecessor."""
-        return f"{self.topic_prefix}.publisher"
-
-
 @dataclass(slots=True)
 class PublisherStatus:
-    """What the metrics show; written by the publisher's thread only."""
+    """How this publisher is doing; written by its thread only. The process's metrics count the same."""
 
     is_live: bool = False
     """It holds the lock and publishes; False: it waits, has stopped or failed."""
@@ -129,31 +113,6 @@ class PublisherStatus:
     aborts: int = 0
     """Transactions left without a commit; the next start aborts them at the broker."""
     fencings: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """The record in the positions topic: how far which log is published to which topic."""
-
-    position: int
-    cluster_id: str
-    database_id: str
-    topic: str
-    topic_id: str
-    partition_count: int
-
-    def value(self) -> bytes:
-        """As JSON."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def parse(cls, value: bytes) -> "Position":
-        """From JSON; raises `StartRefusedError` for anything else."""
-        try:
-            return cls(**json.loads(value))
-        except (TypeError, ValueError) as error:
-            message = f"the last record of the positions topic cannot be read: {value[:200]!r}"
-            raise StartRefusedError(message) from error
 
 
 class _Ahead:
@@ -239,7 +198,7 @@ class Publisher:
             if not self._take_lock():
                 return False
             with self._deadline("preparing the topics"):
-                here = self._prepare_topics()
+                here = prepare_topics(self._settings, self._database_id())
             # The order matters: only a fenced predecessor leaves the position where it is read.
             with self._deadline("fencing a predecessor"):
                 self._start_producer()
@@ -257,7 +216,8 @@ class Publisher:
                 self._require_lock()
                 batch: _Batch | None = self._read(self.status.position)
             while batch and batch.count:
-                with self._deadline("a Kafka transaction"):
+                # Where the broker is gone, this is all that is said: the watchdog ends the process.
+                with self._deadline(f"after position {self.status.position}, a Kafka transaction"):
                     batch = self._publish(batch)
         return self.status.published - before
 
@@ -285,11 +245,22 @@ class Publisher:
             self._failure = error
             self.status.is_live = False
             self.status.aborts += self._is_in_transaction
-            self.status.fencings += _is_fencing(error)
-            if not isinstance(error, Exception) or isinstance(error, StartRefusedError | PublisherFailedError):
+            ABORTS.inc(self._is_in_transaction)
+            self.status.fencings += _is(error, FENCINGS)
+            FENCED.inc(_is(error, FENCINGS))
+            if not isinstance(error, Exception) or isinstance(error, StartRefusedError):
+                raise
+            self._say_why(error)
+            if isinstance(error, PublisherFailedError):
                 raise
             message = f"publishing failed after position {self.status.position}: {error!r}"
             raise PublisherFailedError(message) from error
+
+    def _say_why(self, error: Exception) -> None:
+        servers, position = self._settings.bootstrap_servers, self.status.position
+        why = f"Kafka at {servers} cannot be reached" if _is(error, UNREACHABLE) else "publishing failed"
+        done = "nothing was published" if self._origin is None else f"published up to position {position}"
+        log.critical("%s: %r; %s; ending, to be started anew", why, error, done)
 
     def _deadline(self, doing: str) -> contextlib.AbstractContextManager[None]:
         return self._watchdog.limit(self._settings.deadline_seconds, doing)
@@ -338,44 +309,6 @@ class Publisher:
 
     # Start
 
-    def _client_settings(self) -> dict[str, Any]:
-        settings = self._settings
-        return {
-            "bootstrap_servers": settings.bootstrap_servers,
-            "request_timeout_ms": int(settings.request_timeout_seconds * 1_000),
-            "bootstrap_timeout_ms": int(settings.request_timeout_seconds * 1_000),
-            "retry_backoff_ms": RETRY_BACKOFF_MS,
-            "reconnect_backoff_max_ms": 1_000,
-            **settings.security,
-        }
-
-    def _prepare_topics(self) -> Position:
-        """Make the topics that are missing; the position record of this cluster, database and topic, at position 0."""
-        settings = self._settings
-        admin = KafkaAdminClient(**self._client_settings())
-        try:
-            wanted = {
-                settings.events_topic: _new_topic(settings, settings.partitions, {"retention.ms": "-1"}),
-                settings.positions_topic: _new_topic(settings, 1, POSITIONS_CONFIGS),
-            }
-            present = set(admin.list_topics())
-            for topic in (topic for topic in wanted if topic not in present):
-                log.info("making the topic %s", topic)
-                with contextlib.suppress(TopicAlreadyExistsError):
-                    admin.create_topics({topic: wanted[topic]})
-            admin.wait_for_topics(list(wanted), timeout_ms=int(settings.request_timeout_seconds * 1_000))
-            described = {topic["name"]: topic for topic in admin.describe_topics(list(wanted))}
-            cluster_id = str(admin.describe_cluster()["cluster_id"])
-        finally:
-            admin.close()
-        for topic, options in wanted.items():
-            found = len(described[topic]["partitions"])
-            if found != options["num_partitions"]:
-                message = f"{topic} has {found} partitions, not the {options['num_partitions']} that are configured"
-                raise StartRefusedError(message)
-        topic_id = str(described[settings.events_topic]["topic_id"])
-        return Position(0, cluster_id, self._database_id(), settings.events_topic, topic_id, settings.partitions)
-
     def _start_producer(self) -> None:
         settings = self._settings
         self._producer = KafkaProducer(
@@ -386,7 +319,7 @@ class Publisher:
             linger_ms=LINGER_MS,
             batch_size=PRODUCER_BATCH_BYTES,
             metrics_enabled=False,
-            **self._client_settings(),
+            **self._settings.client,
         )
         self._producer.init_transactions()
         for topic in (settings.events_topic, settings.positions_topic):
@@ -394,82 +327,13 @@ class Publisher:
 
     def _find_position(self, here: Position) -> None:
         """Take up the position record, or write the first one; refuse whatever would lose or repeat events."""
-        last = self._last_position(here)
+        last = last_position(self._settings, here)
         if last is None:
             self._write_first_position(here)
             last = here
-        for name, recorded, actual in (
-            ("Kafka cluster", last.cluster_id, here.cluster_id),
-            ("database", last.database_id, here.database_id),
-            ("topic", last.topic, here.topic),
-            ("topic id (was it deleted?)", last.topic_id, here.topic_id),
-            ("partition count", last.partition_count, here.partition_count),
-        ):
-            if recorded != actual:
-                message = f"the position record is of another {name}: {recorded}, and this is {actual}"
-                raise StartRefusedError(message)
-        head = self._log.head()
-        if last.position > head:
-            message = (
-                f"published up to position {last.position}, but the log ends at {head}: was the database restored? "
-                "Consumers have events that the log no longer has"
-            )
-            raise StartRefusedError(message)
+        require_continuation(last, here, self._log.head())
         self._origin = here
-        self.status.position = last.position
-
-    def _last_position(self, here: Position) -> Position | None:
-        """The last committed position record; None if nothing was ever published."""
-        partition = TopicPartition(self._settings.positions_topic, 0)
-        events = [TopicPartition(here.topic, number) for number in range(here.partition_count)]
-        with contextlib.ExitStack() as opened:
-            committed = opened.enter_context(self._consumer("read_committed"))
-            everything = opened.enter_context(self._consumer("read_uncommitted"))
-            # Until these agree, a transaction is still open, and the last position may be in it.
-            while (end := committed.end_offsets([partition])[partition]) < everything.end_offsets([partition])[
-                partition
-            ]:
-                time.sleep(0.1)
-            committed.assign([partition])
-            value = self._search_backwards(committed, partition, end)
-            if value is not None:
-                return Position.parse(value)
-            if any(everything.end_offsets(events).values()):
-                message = (
-                    f"{self._settings.positions_topic} holds no position while {here.topic} is not empty: publishing "
-                    "from the beginning would repeat its events"
-                )
-                raise StartRefusedError(message)
-            return None
-
-    @contextlib.contextmanager
-    def _consumer(self, isolation_level: str) -> Iterator[Any]:
-        consumer = KafkaConsumer(
-            isolation_level=isolation_level, enable_auto_commit=False, metrics_enabled=False, **self._client_settings()
-        )
-        try:
-            yield consumer
-        finally:
-            consumer.close()
-
-    def _search_backwards(self, consumer: Any, partition: TopicPartition, end: int) -> bytes | None:
-        """The last record under our key before offset ``end``: markers and other publishers' records lie between."""
-        key = self._settings.transactional_id.encode()
-        begin = consumer.beginning_offsets([partition])[partition]
-        look_back = FIRST_LOOK_BACK
-        upper = end
-        while upper > begin:
-            lower = max(begin, upper - look_back)
-            consumer.seek(partition, lower)
-            found = None
-            while consumer.position(partition) < upper:
-                for record in consumer.poll(timeout_ms=1_000).get(partition, ()):
-                    if record.key == key and record.value is not None and record.offset < upper:
-                        found = record.value
-            if found is not None:
-                return bytes(found)
-            upper, look_back = lower, look_back * 10
-        return None
+        self._published(last.position)
 
     def _write_first_position(self, here: Position) -> None:
         """So that an empty positions topic beside events always means that positions were lost."""
@@ -506,8 +370,13 @@ class Publisher:
         self._is_in_transaction = False
         self.status.commits += 1
         self.status.published += len(batch.messages)
-        self.status.position = batch.position
+        COMMITS.inc()
+        self._published(batch.position)
         return ahead.result() if ahead else None
+
+    def _published(self, position: int) -> None:
+        self.status.position = position
+        POSITION.set(position)
 
     def _send_events(self, batch: _Batch) -> list[Any]:
         send, topic = self._producer.send, self._settings.events_topic
@@ -526,9 +395,5 @@ class Publisher:
                 raise PublisherFailedError(message) from future.exception
 
 
-def _new_topic(settings: PublisherSettings, partitions: int, configs: dict[str, str]) -> dict[str, Any]:
-    return {"num_partitions": partitions, "replication_factor": settings.replication_factor, "configs": configs}
-
-
-def _is_fencing(error: BaseException) -> bool:
-    return any(isinstance(each, FENCINGS) for each in (error, error.__cause__, *error.args))
+def _is(error: BaseException, kinds: tuple[type[KafkaError], ...]) -> bool:
+    return any(isinstance(each, kinds) for each in (error, error.__cause__, *error.args))

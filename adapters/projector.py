@@ -120,7 +120,7 @@ class Projector:
         """Apply the next ``limit`` events to ``model`` in one transaction; whether there were any."""
         connection = self._connected()
         with connection.transaction():
-            position = lock_position(connection, model)
+            position = self._positions[model.name] = lock_position(connection, model)
             events = self._events(position, limit)
             if events:
                 model.apply(connection, events)
@@ -138,7 +138,10 @@ class Projector:
     def _halt(self, model: ReadModel, error: Exception) -> None:
         self._retry_at[model.name] = monotonic() + RETRY_SECONDS
         reason = f"{type(error).__name__}: {error}"[:1_000].replace("\0", "")
-        self._connected().execute("update projection_positions set halted = %s where name = %s", (reason, model.name))
+        self._connected().execute(
+            "update projection_positions set halted = %s where name = %s and position = %s",
+            (reason, model.name, self._positions.get(model.name)),
+        )
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:

@@ -78,6 +78,11 @@ def _library_errors() -> Iterator[None]:
         raise named(str(error)) from error
 
 
+_MARK = """
+with gone as (delete from library_commits where at < now() - interval '1 hour')
+insert into library_commits (id) values (%s)"""
+
+
 class Database:
     """Connections that recorders share: pooled, each with time limits. Used by any number of threads."""
 
@@ -116,41 +121,39 @@ class Database:
         deadline = monotonic() + self.patience_seconds
         while True:
             results: list[Result] = []
+            marker = uuid4()
             with _library_errors(), self._pool.connection() as connection:
                 try:
                     with connection.transaction():
-                        (transaction_id,) = connection.execute("select pg_current_xact_id()::text").fetchone() or ("",)
+                        connection.execute(_MARK, (marker,), prepare=True)
                         results.append(work(connection))
                     return results[0]
                 except psycopg.OperationalError as error:
                     if not connection.broken:
                         raise
                     log.warning("database connection lost in a transaction: %s", error)
-            if results and self._committed(transaction_id, deadline):
+            if results and self._committed(marker, deadline):
                 return results[0]
             if monotonic() > deadline:
                 msg = "the database keeps going away; nothing was changed"
                 raise persistence.OperationalError(msg)
             sleep(0.1)
 
-    def _committed(self, transaction_id: str, deadline: float) -> bool:
-        """Whether the transaction that was under way when its connection was lost has committed.
+    def _committed(self, marker: UUID, deadline: float) -> bool:
+        """Whether the transaction that left ``marker`` has committed although its connection was lost.
 
-        Its backend may still be at it; PostgreSQL says so, and its word is final once it says otherwise.
+        Leaving the same marker waits for a backend that is still at it, and fails if, and only if, it has committed.
+        PostgreSQL's own record of transactions does not tell: after a crash it gives the same id to another one.
         """
-        status, cause = "", None
-        while status not in {"committed", "aborted"}:
-            if status and monotonic() > deadline:
-                msg = f"the outcome of transaction {transaction_id} is unknown; look before you repeat it"
-                raise persistence.OperationalError(msg) from cause
+        while True:
             try:
                 with self._pool.connection() as connection:
-                    row = connection.execute("select pg_xact_status(%s::xid8)", (transaction_id,)).fetchone()
-                status = row[0] if row and row[0] else "forgotten"
+                    return connection.execute(f"{_MARK} on conflict do nothing", (marker,)).rowcount == 0
             except psycopg.OperationalError as error:
-                status, cause = "unreachable", error
-            sleep(0.02)
-        return status == "committed"
+                if monotonic() > deadline:
+                    msg = "the outcome of a transaction is unknown; look before you repeat it"
+                    raise persistence.OperationalError(msg) from error
+            sleep(0.1)
 
     def close(self) -> None:
         """Close all connections that are not in use, and those in use when they come back."""

@@ -85,6 +85,8 @@ class Commanding:
         given = _form(self._headers, b"idempotency-key", _PRINTABLE)
         keys = [name for name in (given and f"key:{given}", key) if name]
         from_header = self._surface()
+        if surface is not None and from_header not in {None, surface}:
+            raise _invalid("surface", f"contradicts the body, which says '{surface}'")
         request_id = self._request.state.request_id
         correlation_id = _form(self._headers, b"correlation-id", _UUID)
         handling: Writer = self._request.app.state.writer
@@ -93,7 +95,7 @@ class Commanding:
                 stream=Stream(self.caller.workspace_id, command.STREAM, id_),
                 command=command,
                 caller=self.caller,
-                surface=surface or from_header,
+                surface=surface or from_header or Surface.API,
                 request_id=request_id,
                 correlation_id=UUID(correlation_id) if correlation_id else request_id,
                 causation_id=_form(self._headers, b"causation-id", _PRINTABLE),
@@ -107,10 +109,10 @@ class Commanding:
         value = _form(self._headers, b"if-match", _ETAG)
         return None if value in {None, "*"} else int(str(value).strip('W/"'))
 
-    def _surface(self) -> Surface:
+    def _surface(self) -> Surface | None:
         value = self._headers.get(b"surface")
         if value is None:
-            return Surface.API
+            return None
         try:
             return CLIENT_SURFACES[value]
         except KeyError:

@@ -46,6 +46,8 @@ def _id(name: str) -> UUID:
 
 SECTOR, OTHER_SECTOR = _id("sector:suporte"), _id("sector:vendas")
 ADMIN, AGENT, OTHER_AGENT = _id("agent:admin"), _id("agent:bia"), _id("agent:davi")
+SPARE_SECTOR, SPARE_AGENT, SPARE_TOKEN = _id("sector:ouvidoria"), _id("agent:eva"), _id("token:spare")
+"""For the examples that close, deactivate and revoke."""
 CONTACT, OTHER_CONTACT = _id("contact:ana"), _id("contact:joao")
 CONVERSATION = _id("conversation:1")
 ADMIN_ACTOR = Actor(kind=ActorKind.AGENT, id=str(ADMIN))
@@ -56,40 +58,53 @@ _CONTACTS = {
 }
 
 
-def load(handler: CommandHandler, token: str) -> int:
-    """Load the demo workspace, with ``token`` as its first admin's; the number of events that were new.
+def load(handler: CommandHandler, token: str | None = None) -> int:
+    """Load the demo workspace, and `give_token` its first admin ``token``; the number of events that were new.
 
     Raises whatever refuses a command: the demo is ours and must fit the rules.
     """
-    events = 0
-    for number, (id_, actor, command) in enumerate(_story(token)):
-        key = f"demo:{number}" if not isinstance(command, IssueToken) else None
-        request_id = _id(f"request:{number}")
-        [answer] = handler.handle(
-            [
-                Request(
-                    stream=Stream(WORKSPACE, command.STREAM, id_),
-                    command=command,
-                    caller=Caller(WORKSPACE, actor, BUILT_IN_ROLES["admin"], agent_id=_agent_id(actor)),
-                    surface=command.surface if isinstance(command, Finalize) else Surface.API,
-                    request_id=request_id,
-                    correlation_id=request_id,
-                    keys=(key,) if key else (),
-                    fingerprint=hashlib.sha256(repr((id_, command)).encode()).digest(),
-                )
-            ]
-        )
-        if isinstance(answer, Exception):
-            raise answer
-        events += 0 if answer.replayed else answer.events
-    return events
+    new = sum(
+        _execute(handler, id_, actor, command, f"demo:{number}")
+        for number, (id_, actor, command) in enumerate(_story())
+    )
+    return new + (give_token(handler, token) if token else 0)
+
+
+def give_token(handler: CommandHandler, token: str) -> int:
+    """Make ``token`` the access token of the demo workspace's first admin; the number of events that were new.
+
+    Raises `AlreadyExistsError` where it was revoked: a token that was is not given again.
+    """
+    issued = IssueToken(name="bootstrap", secret_sha256=digest(token.encode()), actor=ADMIN_ACTOR, role="admin")
+    return _execute(handler, _id(f"token:{digest(token.encode())}"), _SYSTEM, issued)
+
+
+def _execute(handler: CommandHandler, id_: UUID, actor: Actor, command: Command, key: str | None = None) -> int:
+    request_id = _id(f"request:{key}")
+    [answer] = handler.handle(
+        [
+            Request(
+                stream=Stream(WORKSPACE, command.STREAM, id_),
+                command=command,
+                caller=Caller(WORKSPACE, actor, BUILT_IN_ROLES["admin"], agent_id=_agent_id(actor)),
+                surface=command.surface if isinstance(command, Finalize) else Surface.API,
+                request_id=request_id,
+                correlation_id=request_id,
+                keys=(key,) if key else (),
+                fingerprint=hashlib.sha256(repr((id_, command)).encode()).digest(),
+            )
+        ]
+    )
+    if isinstance(answer, Exception):
+        raise answer
+    return 0 if answer.replayed else answer.events
 
 
 def _agent_id(actor: Actor) -> UUID | None:
     return UUID(actor.id) if actor.kind is ActorKind.AGENT else None
 
 
-def _story(token: str) -> Iterator[tuple[UUID, Actor, Command]]:
+def _story() -> Iterator[tuple[UUID, Actor, Command]]:
     """What happens in the demo workspace, in order: on which aggregate, by whom, what."""
     yield WORKSPACE, _SYSTEM, CreateWorkspace(slug="demo", name="Demonstração")
     for sector, name in ((SECTOR, "Suporte"), (OTHER_SECTOR, "Vendas")):
@@ -105,9 +120,11 @@ def _story(token: str) -> Iterator[tuple[UUID, Actor, Command]]:
     for contact, details in _CONTACTS.items():
         yield contact, _SYSTEM, RegisterContact(contact_id=contact, details=details)
     yield from _conversations()
-    token_id = uuid5(WORKSPACE, f"token:{digest(token.encode())}")
-    issued = IssueToken(name="bootstrap", secret_sha256=digest(token.encode()), actor=ADMIN_ACTOR, role="admin")
-    yield token_id, _SYSTEM, issued
+    yield SPARE_SECTOR, _SYSTEM, CreateSector(name="Ouvidoria")
+    yield SPARE_AGENT, _SYSTEM, RegisterAgent(name="Eva Dias")
+    crm = Actor(kind=ActorKind.INTEGRATION, id="crm")
+    no_secret = "0" * 64  # nothing that anybody could know has this hash
+    yield SPARE_TOKEN, _SYSTEM, IssueToken(name="CRM", secret_sha256=no_secret, actor=crm, role="integration")
 
 
 def _conversations() -> Iterator[tuple[UUID, Actor, Command]]:

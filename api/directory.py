@@ -39,7 +39,9 @@ from domain.permissions import BUILT_IN_ROLES, Permission, Scope
 router = APIRouter(prefix="/v1", tags=["directory"])
 SectorId = Annotated[UUID, Path(examples=[demo.SECTOR])]
 AgentId = Annotated[UUID, Path(examples=[demo.AGENT])]
-TokenId = Annotated[UUID, Path()]
+SpareSectorId = Annotated[UUID, Path(examples=[demo.SPARE_SECTOR])]
+SpareAgentId = Annotated[UUID, Path(examples=[demo.SPARE_AGENT])]
+TokenId = Annotated[UUID, Path(examples=[demo.SPARE_TOKEN])]
 RoleName = Annotated[Slug, Path(examples=["analista"])]
 
 
@@ -146,7 +148,7 @@ async def rename_sector(id: SectorId, body: RenameSector, commands: Commands) ->
 
 
 @command_route(router, "/sectors/{id}", "Close a sector", method="DELETE")
-async def deactivate_sector(id: SectorId, commands: Commands) -> Response:
+async def deactivate_sector(id: SpareSectorId, commands: Commands) -> Response:
     """It takes no conversations any more; its past stays."""
     return answer(await commands.execute(DeactivateSector(), id))
 
@@ -158,7 +160,7 @@ async def register_agent(body: NewAgent, commands: Commands) -> Response:
 
 
 @command_route(router, "/agents/{id}/role", "Change an agent's role", method="PUT", example={"role": "supervisor"})
-async def change_agent_role(id: AgentId, body: ChangeAgentRole, commands: Commands) -> Response:
+async def change_agent_role(id: SpareAgentId, body: ChangeAgentRole, commands: Commands) -> Response:
     """Change what they may do."""
     return answer(await commands.execute(body, id))
 
@@ -176,7 +178,7 @@ async def leave_sector(id: AgentId, sector_id: SectorId, commands: Commands) -> 
 
 
 @command_route(router, "/agents/{id}", "Deactivate an agent", method="DELETE")
-async def deactivate_agent(id: AgentId, commands: Commands) -> Response:
+async def deactivate_agent(id: SpareAgentId, commands: Commands) -> Response:
     """They left: their tokens stop working and nothing can be handed to them."""
     return answer(await commands.execute(DeactivateAgent(), id))
 
@@ -211,7 +213,7 @@ async def issue_token(body: NewToken, commands: Commands) -> Response:
 
 @command_route(router, "/tokens/{id}", "Revoke an access token", method="DELETE")
 async def revoke_token(id: TokenId, commands: Commands) -> Response:
-    """It stops working, everywhere within five seconds."""
+    """It stops working, everywhere within CONVERSAS_TOKEN_CACHE_SECONDS (2 by default, 5 at most)."""
     return answer(await commands.execute(RevokeToken(), id))
 
 

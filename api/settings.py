@@ -3,13 +3,21 @@
 Invariant: nothing else reads the environment; a wrong value ends the program with the variable's name.
 """
 
+import difflib
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "CONVERSAS_"
+NOT_SETTINGS = {"CONVERSAS_SUPERVISOR_PID", "CONVERSAS_CAMPAIGN"}
+"""What the supervisor tells its children, and what the long fault campaigns are switched on with."""
+SHORTEST_TOKEN = 16
 
 
 class Settings(BaseSettings):
@@ -27,7 +35,9 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=1, le=65_535, description="port to serve on")] = 8000
     bootstrap_token: Annotated[
         SecretStr | None,
-        Field(min_length=16, description="access token of the demo workspace's first admin; else one is made up"),
+        Field(
+            description="the demo workspace's first admin's access token, 16 characters or more; else one is made up"
+        ),
     ] = None
     kafka_bootstrap_servers: Annotated[
         str | None, Field(description="host:port of Kafka brokers, comma-separated; without it nothing is published")
@@ -50,17 +60,46 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1_024, le=100_000_000, description="largest request body")] = 1_000_000
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what is logged")] = "info"
 
+    @field_validator("bootstrap_token")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value) < SHORTEST_TOKEN:
+            raise ValueError(f"a token has at least {SHORTEST_TOKEN} characters")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _a_connection_url(cls, value: str | None) -> str | None:
+        try:
+            conninfo_to_dict(value or "")
+        except ProgrammingError as error:
+            raise ValueError(f"it should look like postgresql://user:password@host/database ({error})") from None
+        return value
+
 
 def load() -> Settings:
     """The settings in force.
 
-    Raises `SystemExit` with one line per wrong variable.
+    Raises `SystemExit` with one line per wrong variable, misspelt ones among them.
     """
+    lines = _misspelt()
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        lines = [f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
-        raise SystemExit("\n".join(["These settings are wrong:", *lines])) from None
+        lines += [f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+    if lines:
+        raise SystemExit("\n".join(["These settings are wrong; 'conversas settings' lists all:", *lines]))
+    return settings
+
+
+def _misspelt() -> list[str]:
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    found = []
+    for name in os.environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in {*known, *NOT_SETTINGS}:
+            close = difflib.get_close_matches(name.upper(), known, 1)
+            found.append(f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else ""))
+    return found
 
 
 def rows(settings: Settings) -> list[tuple[str, str, str]]:
@@ -72,4 +111,4 @@ def rows(settings: Settings) -> list[tuple[str, str, str]]:
 
 
 def _shown(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", str(value))

@@ -57,3 +57,10 @@ create table projection_positions (
     shape    text,   -- digest of its tables' definition
     halted   text    -- why it does not go on; null: it does
 );
+
+-- What the recorders of the eventsourcing library leave in each transaction, to know it again if its commit is lost.
+create table library_commits (
+    id uuid        not null primary key,
+    at timestamptz not null default now()
+);
+create index on library_commits (at);

@@ -5,6 +5,7 @@ Run as a program, this file is the publisher process that the tests kill (see `c
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,15 +21,16 @@ from typing import Any
 import psycopg
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, ProducerFencedError
 from kafka.partitioner.default import DefaultPartitioner
+from prometheus_client import REGISTRY
 from psycopg.conninfo import make_conninfo
 
 from adapters.cloud_events import partition_of
 from adapters.kafka_broker import KafkaBroker
+from adapters.kafka_position import Position
 from adapters.kafka_publisher import (
     LockLostError,
-    Position,
     Publisher,
     PublisherFailedError,
     PublisherSettings,
@@ -241,6 +243,30 @@ def test_every_event_of_a_conversation_arrives_once_and_in_order(database: str, 
         assert (status.commits, status.aborts, status.fencings) == (13, 0, 0)
     assert_exactly_once(settings.bootstrap_servers, settings, events)
     assert last_position(settings).position == 1_234
+
+
+def metric(name: str) -> float:
+    return REGISTRY.get_sample_value(name) or 0
+
+
+def test_the_metrics_count_what_the_status_does(database: str, settings: PublisherSettings) -> None:
+    counters = [f"conversas_publisher_{each}_total" for each in ("commits", "aborts", "fencings")]
+    before = [metric(name) for name in counters]
+    with live(Publisher(ListLog(history(150)), database, settings)) as publisher:
+        assert metric("conversas_published_position") == 0
+        publisher.publish_available()
+    assert metric("conversas_published_position") == 150
+    with live(Publisher(ListLog(history(160)), database, settings)) as publisher:
+        assert metric("conversas_published_position") == 150
+        publisher._producer.commit_transaction = fenced
+        with pytest.raises(PublisherFailedError):
+            publisher.publish_available()
+    assert metric("conversas_published_position") == 150
+    assert [metric(name) - earlier for name, earlier in zip(counters, before, strict=True)] == [2, 1, 1]
+
+
+def fenced() -> None:
+    raise ProducerFencedError
 
 
 def test_a_record_is_a_cloud_event(database: str, settings: PublisherSettings) -> None:
@@ -635,7 +661,7 @@ def test_it_refuses_a_position_record_that_it_cannot_read(database: str, setting
 def test_it_finds_its_position_behind_many_aborted_ones(
     database: str, settings: PublisherSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapters.kafka_publisher.FIRST_LOOK_BACK", 3)
+    monkeypatch.setattr("adapters.kafka_position.FIRST_LOOK_BACK", 3)
     publish(history(10), database, settings)
     with closing(
         KafkaProducer(
@@ -661,6 +687,60 @@ def test_it_fails_at_a_gap_in_the_log(database: str, settings: PublisherSettings
     with live(publisher), pytest.raises(PublisherFailedError, match="gap"):
         publisher.publish_available()
     assert consumed(settings.bootstrap_servers, settings.events_topic) == []
+
+
+# What it says of a failure
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.name == "adapters.kafka_publisher"]
+
+
+def test_a_kafka_that_was_never_there_is_said_once(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    settings = make_settings(f"127.0.0.1:{port}", request_timeout_seconds=1)
+    publisher = Publisher(ListLog(history(10)), database, settings)
+    with pytest.raises(PublisherFailedError):
+        publisher.run(threading.Event())
+    (message,) = said(caplog)
+    assert message.startswith(f"Kafka at 127.0.0.1:{port} cannot be reached")
+    assert message.endswith("; nothing was published; ending, to be started anew")
+
+
+@pytest.mark.faults
+def test_a_kafka_that_is_gone_is_said_once_with_the_position(
+    database: str, mortal_broker: KafkaBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = make_settings(mortal_broker.bootstrap_servers, request_timeout_seconds=1, delivery_timeout_seconds=2)
+    log = ListLog(history(40))
+    caplog.set_level("INFO", "adapters.kafka_publisher")
+    with live(Publisher(log, database, settings)) as publisher:
+        publisher.publish_available()
+        mortal_broker.stop()
+        log.events = history(80)
+        for _ in range(2):
+            with pytest.raises(PublisherFailedError):
+                publisher.publish_available()
+    mortal_broker.restart()
+    first, last = said(caplog)
+    assert first == f"publishing to {settings.events_topic} what follows position 0"
+    assert last.startswith(f"Kafka at {settings.bootstrap_servers} cannot be reached")
+    assert last.endswith("; published up to position 40; ending, to be started anew")
+
+
+def test_a_failure_of_another_kind_is_not_called_an_absence_of_kafka(
+    database: str, settings: PublisherSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = history(10)
+    del events[4]
+    publisher = Publisher(ListLog(events), database, settings)
+    with live(publisher), pytest.raises(PublisherFailedError, match="gap"):
+        publisher.publish_available()
+    (message,) = said(caplog)
+    assert message.startswith("publishing failed: ")
+    assert message.endswith("; published up to position 0; ending, to be started anew")
 
 
 # Guard 1: a record that times out fails its future only
@@ -728,7 +808,7 @@ def test_the_watchdog_ends_a_process_whose_commit_hangs(database: str, mortal_br
         go_on(hanging)
         assert process.wait(10) == WATCHDOG_EXIT_CODE
         assert process.stderr is not None
-        assert "a Kafka transaction took too long" in process.stderr.read()
+        assert "after position 200, a Kafka transaction took too long" in process.stderr.read()
         with pytest.raises(subprocess.TimeoutExpired):
             hanging.wait(2.5)
     mortal_broker.restart()

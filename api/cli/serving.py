@@ -1,0 +1,181 @@
+"""Commands that run until they are stopped: all in one, or API, projector, publisher and broker each alone.
+
+Invariant: Ctrl-C and SIGTERM stop each of them cleanly.
+"""
+
+import os
+import socket
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from adapters.command_handler import CommandHandler
+from adapters.event_log import EventLog
+from adapters.identity import digest, new_secret
+from adapters.postgres import connect
+from adapters.projector import Projector
+from api import demo
+from api.cli.shell import app, database, err, load_settings, out
+from api.settings import PREFIX, Settings
+from api.supervisor import stop_on_signals, supervise, watch_supervisor
+from domain.errors import AlreadyExistsError
+from projections.directory import HOLDER_QUERY
+
+
+@app.command()
+def run() -> None:
+    """Run all in one: API, projector and (where Kafka is set) publisher, on demo data, until Ctrl-C."""
+    chosen = load_settings()
+    _check_port(chosen)
+    stop = stop_on_signals()
+    with database(chosen) as url:
+        handler = CommandHandler(url)
+        new = demo.load(handler)
+        token = _bootstrap_token(chosen, handler)
+        handler.close()
+        projector = Projector(url)
+        projector.catch_up()
+        projector.close()
+        _check_token(url, token)
+        _welcome(chosen, token, new)
+        names = ["serve", "project"] + (["publish"] if chosen.kafka_bootstrap_servers else [])
+        supervise(names, {**os.environ, f"{PREFIX}DATABASE_URL": url}, stop)
+    out.print("Stopped.")
+
+
+def _check_port(chosen: Settings) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in chosen.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((chosen.host, chosen.port))
+        except OSError as error:
+            where, other = f"{chosen.host}:{chosen.port}", chosen.port + 1
+            raise SystemExit(
+                f"Cannot serve on {where} ({error.strerror}); stop what serves there, or set {PREFIX}PORT={other}"
+            ) from None
+
+
+def _bootstrap_token(chosen: Settings, handler: CommandHandler) -> str:
+    """The token that is set, or one that is made up and kept where only this user can read it; given to the admin."""
+    if chosen.bootstrap_token is not None:
+        token = chosen.bootstrap_token.get_secret_value()
+        try:
+            demo.give_token(handler, token)
+        except AlreadyExistsError:
+            raise SystemExit(f"The token in {PREFIX}BOOTSTRAP_TOKEN was revoked; set another one") from None
+        return token
+    path = chosen.data_directory / "bootstrap-token"
+    if path.exists():
+        token = path.read_text().strip()
+        with suppress(AlreadyExistsError):  # it was revoked: make up another
+            demo.give_token(handler, token)
+            return token
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(token := new_secret())
+    demo.give_token(handler, token)
+    return token
+
+
+def _check_token(url: str, token: str) -> None:
+    with connect(url) as connection:
+        if connection.execute(HOLDER_QUERY, (digest(token.encode()),)).fetchone() is None:
+            err.print("The token below does not work, because its agent was deactivated: conversas token create --help")
+
+
+def _welcome(chosen: Settings, token: str, new: int) -> None:
+    base = f"http://{chosen.host}:{chosen.port}"
+    lines = [
+        f"Conversas is starting on {base}; Ctrl-C stops it.",
+        f"  API to try     {base}/docs",
+        f"  Is it ready?   {base}/readyz",
+        f"  Access token   {token}",
+        f"  Demo data      {f'{new} events loaded' if new else 'there already'}",
+        f"  First look     curl -H 'Authorization: Bearer {token}' {base}/v1/conversations",
+    ]
+    if chosen.kafka_bootstrap_servers is None:
+        lines.append(
+            "  Kafka          off; start a broker with 'make kafka' and set"
+            f" {PREFIX}KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9092 to publish"
+        )
+    else:
+        lines.append(f"  Kafka          publishing to {chosen.kafka_bootstrap_servers}")
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
+def serve() -> None:
+    """Serve the API alone."""
+    import uvicorn  # noqa: PLC0415  # only this command needs the web server
+
+    from api.app import create_app  # noqa: PLC0415  # the same
+
+    chosen = load_settings()
+    watch_supervisor()
+    with database(chosen) as url:
+        uvicorn.run(
+            create_app(chosen, url),
+            host=chosen.host,
+            port=chosen.port,
+            loop="uvloop",
+            http="httptools",
+            access_log=False,
+            log_level=chosen.log_level,
+            timeout_graceful_shutdown=10,
+        )
+
+
+@app.command()
+def project() -> None:
+    """Project the log into the read models, until stopped."""
+    chosen = load_settings()
+    stop = stop_on_signals()
+    with database(chosen) as url:
+        projector = Projector(url)
+        projector.run(stop)
+        projector.close()
+
+
+@app.command()
+def publish() -> None:
+    """Publish the log to Kafka, until stopped."""
+    from adapters import kafka_publisher  # noqa: PLC0415  # only this needs Kafka
+
+    chosen = load_settings()
+    if chosen.kafka_bootstrap_servers is None:
+        raise SystemExit(f"Nothing to publish to: set {PREFIX}KAFKA_BOOTSTRAP_SERVERS (see: make kafka)")
+    stop = stop_on_signals()
+    with database(chosen) as url, EventLog(url, application="conversas-publisher") as log:
+        chosen_for_kafka = kafka_publisher.PublisherSettings(
+            bootstrap_servers=chosen.kafka_bootstrap_servers,
+            partitions=chosen.kafka_partitions,
+            replication_factor=chosen.kafka_replication_factor,
+        )
+        publisher = kafka_publisher.Publisher(log, url, chosen_for_kafka, wait=log.wait)
+        try:
+            publisher.run(stop)
+        except (kafka_publisher.StartRefusedError, kafka_publisher.PublisherFailedError) as error:
+            raise SystemExit(f"Not publishing: {error}") from error
+
+
+@app.command()
+def kafka(port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 9092) -> None:
+    """Run a local Apache Kafka to try things with (needs Java 17 and Maven), until Ctrl-C."""
+    from adapters.kafka_broker import KafkaBroker, KafkaUnavailableError  # noqa: PLC0415  # only this needs Kafka
+
+    chosen = load_settings()
+    stop = stop_on_signals()
+    directory = chosen.data_directory / "kafka"
+    try:
+        with KafkaBroker(directory / "data", port=port, cache=directory / "libs") as broker:
+            where = f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS={broker.bootstrap_servers}"
+            out.print(f"Apache Kafka is running; publish to it with {where}. Ctrl-C stops it.", soft_wrap=True)
+            while broker.pid is not None and not stop.wait(1.0):
+                pass
+            if not stop.is_set():
+                raise SystemExit(f"Apache Kafka ended by itself; its log: {broker.log_path}")
+    except KafkaUnavailableError as error:
+        raise SystemExit(str(error)) from None
+    out.print("Stopped.")

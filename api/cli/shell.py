@@ -1,0 +1,111 @@
+"""What all commands share: the application, settings, the database, a progress bar, carrying out a command.
+
+Invariant: what is for people to read goes to standard error, where standard output is for programs.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated
+from uuid import UUID, uuid4
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adapters import postgres
+from adapters.command_handler import CommandHandler, Outcome, Request
+from adapters.projector import create_missing
+from api import demo, settings
+from api.settings import Settings
+from domain.commands import Command, CreateWorkspace
+from domain.envelope import Stream
+from domain.errors import AlreadyExistsError
+from domain.events import Actor, ActorKind, Surface
+from domain.permissions import BUILT_IN_ROLES, Caller
+
+app = typer.Typer(
+    help="Conversas: every conversation of a company's support channels, and how it got there.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+def _a_slug(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value):
+        raise typer.BadParameter("lower-case letters, digits, '.', '_' and '-', at most 64 in all")
+    return value
+
+
+Workspace = Annotated[str, typer.Option(help="the workspace's slug", callback=_a_slug)]
+
+
+def load_settings() -> Settings:
+    """The settings in force; logging goes to standard error as they say."""
+    chosen = settings.load()
+    logging.basicConfig(
+        level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # the publisher says what matters of it
+    return chosen
+
+
+@contextmanager
+def database(chosen: Settings) -> Iterator[str]:
+    """The database's URL, migrated; embedded where none is set."""
+    if chosen.database_url is not None:
+        yield _ready(chosen.database_url)
+        return
+    directory = (chosen.data_directory / "postgres").absolute()
+    if not directory.exists():
+        err.print(f"There is no database in {directory}; making a new one.", soft_wrap=True, highlight=False)
+    with postgres.embedded(directory) as url:
+        yield _ready(url)
+
+
+def _ready(url: str) -> str:
+    postgres.migrate(url)
+    create_missing(url)
+    return url
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; the function it gives takes how much is done, and of how much."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as progress:
+        task = progress.add_task(what, total=None, rate="")
+
+        def update(done: int, total: int) -> None:
+            speed = progress.tasks[0].speed
+            progress.update(task, completed=done, total=max(done, total), rate=f"{speed:,.0f}/s" if speed else "")
+
+        yield update
+
+
+def execute(handler: CommandHandler, workspace: str, id_: UUID, command: Command) -> Outcome:
+    """Carry out ``command`` as the system.
+
+    Raises `AlreadyExistsError`; any other refusal ends the program with its reason.
+    """
+    workspace_id = demo.workspace_id(workspace)
+    request_id = uuid4()
+    caller = Caller(workspace_id, Actor(kind=ActorKind.SYSTEM, id="command-line"), BUILT_IN_ROLES["admin"])
+    stream = Stream(workspace_id, command.STREAM, id_)
+    [answer] = handler.handle([Request(stream, command, caller, Surface.API, request_id, request_id)])
+    if isinstance(answer, AlreadyExistsError):
+        raise answer
+    if isinstance(answer, Exception):
+        raise SystemExit(str(answer))
+    return answer
+
+
+def ensure_workspace(handler: CommandHandler, slug: str) -> None:
+    """Make the workspace where it does not exist, and say so."""
+    with suppress(AlreadyExistsError):
+        if execute(handler, slug, demo.workspace_id(slug), CreateWorkspace(slug=slug, name=slug)).events:
+            err.print(f"The workspace {slug} did not exist; it does now.", highlight=False)

@@ -1,0 +1,77 @@
+"""Access tokens from the command line: the first ones, and those of a workspace that has none.
+
+Invariant: a secret is printed once, alone, on standard output.
+"""
+
+import sys
+from typing import Annotated
+from uuid import UUID, uuid4
+
+import typer
+
+from adapters.command_handler import CommandHandler
+from adapters.identity import digest, new_secret
+from adapters.postgres import connect
+from api import demo
+from api.cli.shell import Workspace, app, database, ensure_workspace, err, execute, load_settings, out
+from domain.commands import IssueToken, RevokeToken
+from domain.events import Actor, ActorKind
+from domain.permissions import BUILT_IN_ROLES
+
+tokens = typer.Typer(help="Access tokens: create, list, revoke.", no_args_is_help=True)
+app.add_typer(tokens, name="token")
+
+
+@tokens.command()
+def create(
+    *,
+    role: Annotated[str, typer.Option(help=f"one of {', '.join(BUILT_IN_ROLES)}, or the workspace's own")],
+    name: Annotated[str, typer.Option(help="what it is for")] = "command line",
+    agent: Annotated[UUID | None, typer.Option(help="the agent whose token it is; none: an integration's")] = None,
+    integration: Annotated[str, typer.Option(help="the integration's name")] = "cli",
+    workspace: Workspace = "demo",
+) -> None:
+    """Make an access token and print it: the only time that it is shown.
+
+    The workspace is made where it does not exist.
+    """
+    secret = new_secret()
+    actor = Actor(kind=ActorKind.AGENT, id=str(agent)) if agent else Actor(kind=ActorKind.INTEGRATION, id=integration)
+    with database(load_settings()) as url:
+        handler = CommandHandler(url)
+        ensure_workspace(handler, workspace)
+        command = IssueToken(name=name, secret_sha256=digest(secret.encode()), actor=actor, role=role)
+        outcome = execute(handler, workspace, uuid4(), command)
+        handler.close()
+    err.print(f"Token {outcome.stream_id} of {actor.kind}:{actor.id}, role {role}; keep it, it is not shown again:")
+    sys.stdout.write(f"{secret}\n")
+
+
+@tokens.command(name="list")
+def list_(workspace: Workspace = "demo") -> None:
+    """List the access tokens, without their secrets: id, state, role, whose, issued, expires, name."""
+    with database(load_settings()) as url, connect(url) as connection:
+        rows = connection.execute(
+            "select id, case when revoked then 'revoked' else 'valid' end, role, actor_kind || ':' || actor_id,"
+            " to_char(issued_at, 'YYYY-MM-DD HH24:MI'), coalesce(to_char(expires_at, 'YYYY-MM-DD HH24:MI'), 'never'),"
+            " name from tokens where workspace_id = %s order by issued_at",
+            (demo.workspace_id(workspace),),
+        ).fetchall()
+    for row in rows:
+        out.print("  ".join(map(str, row)), soft_wrap=True, markup=False, highlight=False)
+    if not rows:
+        raise SystemExit(f"The workspace {workspace} does not exist or has no access token.")
+
+
+@tokens.command()
+def revoke(
+    token: Annotated[UUID, typer.Argument(help="the token's id")],
+    reason: Annotated[str, typer.Option(help="why")] = "",
+    workspace: Workspace = "demo",
+) -> None:
+    """Make an access token stop working."""
+    with database(load_settings()) as url:
+        handler = CommandHandler(url)
+        outcome = execute(handler, workspace, token, RevokeToken(reason=reason))
+        handler.close()
+    out.print("Revoked." if outcome.events else "It was revoked already.")
