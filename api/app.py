@@ -35,7 +35,8 @@ REQUESTS = Histogram(
 DESCRIPTION = """
 Every conversation of a company's support channels, in every status, and how it got there.
 
-Get a token with `conversas token create`, press **Authorize**, and try any route. A command's answer holds a
+Press **Authorize**, give the access token that `make run` printed (or one of `conversas token create`), and try any
+route: the examples run on the demo data. A command's answer holds a
 `position`; give it to a query as `at_least` to read your own write. Errors are RFC 9457 problem documents with a
 stable `code`.
 """

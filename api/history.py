@@ -4,7 +4,7 @@ Invariant: no personal data: ids and the facts around them.
 """
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
@@ -17,7 +17,7 @@ from api.access import QUERY_PROBLEMS, Authenticated, require
 from api.queries import Moment, Position, as_json, decode_cursor, encode_cursor, fetch, wait_for
 from domain.envelope import StreamType
 from domain.errors import PermissionDeniedError
-from domain.events import Actor, Line, Surface
+from domain.events import EVENTS, Actor, Line, Surface
 from domain.permissions import Permission, Scope
 from projections.history import COLUMNS
 from projections.listing_query import Condition, visible
@@ -60,7 +60,7 @@ class HistoryParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     actor: Annotated[Line | None, Field(description="the actor's id")] = None
-    event: Annotated[str | None, Field(max_length=100, description="an event's topic", pattern=r"^[a-z0-9.-]*$")] = None
+    event: Annotated[Literal[tuple(EVENTS)] | None, Field(description="an event's topic")] = None  # type: ignore[valid-type]
     surface: Surface | None = None
     sector: UUID | None = None
     stream: Annotated[UUID | None, Field(description="a conversation, contact, agent …")] = None

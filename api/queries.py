@@ -32,7 +32,11 @@ def _written_out(value: Any) -> Any:
     return value
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_written_out),
+    Field(description="RFC 3339 with a zone; a period holds its start and not its end"),
+]
 Limit = Annotated[int, Query(ge=1, le=500, description="rows on a page")]
 Cursor = Annotated[str | None, Query(max_length=500, description="`next` of the page before")]
 AtLeast = Annotated[

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
 from itertools import chain
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -24,6 +25,7 @@ from domain.permissions import Permission
 
 Class = TypeVar("Class")
 
+ROOT = Path(__file__).parents[2]
 KEBAB = r"[a-z]+(-[a-z]+)*"
 
 
@@ -114,3 +116,23 @@ def test_stored_words_are_lower_case() -> None:
     stored = [kind for kind in chain(vars(events).values(), (Permission,)) if isinstance(kind, type)]
     words = [str(word.value) for kind in stored if issubclass(kind, Enum) for word in kind]
     assert [word for word in words if not re.fullmatch(r"[a-z][a-z_-]*", word)] == []
+
+
+def test_the_map_names_every_room() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    modules = [path for room in ("domain", "projections", "adapters", "api") for path in (ROOT / room).rglob("*.py")]
+    missing = [path.relative_to(ROOT) for path in modules if path.name != "__init__.py" and path.name not in text]
+    assert [path for path in missing if path.parts[:2] != ("adapters", "importers")] == []
+
+
+def test_every_path_that_a_document_names_is_there() -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {
+        (document.name, path)
+        for document in documents
+        for path in re.findall(
+            r"`((?:domain|projections|adapters|api|tests|benchmarks|docs)/[\w./-]*)`", document.read_text()
+        )
+    }
+    assert named
+    assert sorted((document, path) for document, path in named if not (ROOT / path).exists()) == []
