@@ -123,7 +123,8 @@ class Service:
 
     def new_workspace(self, slug: str) -> str:
         """An admin's token of a workspace made by the command line: there is no route for it."""
-        command = [sys.executable, "-m", "api", "token", "create", "--workspace", slug, "--integration", "tests"]
+        command = [sys.executable, "-m", "api", "token", "create", "--workspace", slug]
+        command += ["--integration", "tests", "--role", "admin"]
         environment = {**os.environ, "CONVERSAS_DATABASE_URL": self.database_url, "CONVERSAS_LOG_LEVEL": "error"}
         done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
         return done.stdout.strip()
