@@ -4,13 +4,16 @@ Invariant: importing the same file twice adds nothing; an import that was killed
 """
 
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
 from adapters.importers import ndjson, servicenow
-from adapters.importers.loading import Handles, ImportStoppedError, Lines, Loader, Progress, Rejected, Report
+from adapters.importers.loading import Handles, ImportStoppedError, Lines, Loader, Progress
+from adapters.importers.report import Rejected, Report
+from adapters.importers.servicenow_rows import header_of
 
 __all__ = ["ImportStoppedError", "Progress", "Rejected", "Report", "Source", "import_file"]
 
@@ -38,5 +41,9 @@ def import_file(
         read = servicenow.read if source == "servicenow" else ndjson.read
         loader = Loader(handler, workspace_id, source, lambda events: progress(lines.bytes_done, lines.size, events))
         report = loader.load(read(lines, workspace_id, now))
+        if source == "ndjson" and report.is_all_rejected:
+            with suppress(ImportStoppedError):
+                header_of(lines)
+                report.hint = "This looks like a service-desk log; did you mean --from servicenow?"
     log.info("imported %s: %d events in %.1f s", path, report.events, report.seconds)
     return report

@@ -6,11 +6,10 @@ change (a note) is recorded under the same key; so a change is recorded once, in
 
 import gc
 import lzma
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from io import BufferedReader
 from itertools import islice
@@ -20,15 +19,15 @@ from typing import BinaryIO, Protocol, Self
 from uuid import UUID, uuid4, uuid5
 
 from adapters.command_handler import Answer, Outcome, Request, UnavailableError
+from adapters.importers.report import Rejected, Report
 from domain.commands import AddNote, Command
 from domain.envelope import Stream, StreamType
-from domain.errors import DomainError, IdempotencyKeyReusedError
+from domain.errors import ConversationNotFoundError, DomainError, IdempotencyKeyReusedError
 from domain.events import Actor, ActorKind, Surface
 from domain.permissions import BUILT_IN_ROLES, Caller
 
 LINE_LIMIT_BYTES = 1_048_576
 """A longer line is reported and skipped: it cannot be a change, and it must not fill the memory."""
-REJECTIONS_KEPT = 1_000
 BATCH = 500
 """Changes per transaction."""
 RETRY_SECONDS = 0.5
@@ -56,14 +55,6 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """A line that did not become what it says, and why."""
-
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Change:
     """Something that happened in the source, as the command that records it."""
 
@@ -85,49 +76,8 @@ class Change:
     trace: Callable[[str], AddNote] | None = None
     """The note, with the reason in it, that stays where ``command`` caused no event: for what must leave a trace and
     is not expected to be refused, because that note comes one transaction later."""
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of a file."""
-
-    changes: Counter[str] = field(default_factory=Counter)
-    """Changes recorded in this run, by kind."""
-    events: int = 0
-    """Events appended in this run."""
-    already_present: int = 0
-    """Changes that were recorded before, or were so already."""
-    rejected_count: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
-    """The first `REJECTIONS_KEPT` of them, by line within a batch."""
-    seconds: float = 0.0
-    _last: Rejected | None = None
-
-    def text(self) -> str:
-        """What became of the file, for a person: counts by kind, the rate, and the rejected lines that were kept."""
-        rate = self.events / self.seconds if self.seconds else 0.0
-        kinds = [f"  {count:>9,}  {kind}" for kind, count in self.changes.most_common()]
-        lines = [f"  line {each.line}: {each.reason}" for each in self.rejected]
-        if self.rejected_count > len(self.rejected):
-            lines.append(f"  and {self.rejected_count - len(self.rejected):,} more")
-        return "\n".join(
-            [
-                f"{self.events:,} events appended in {self.seconds:.1f} s ({rate:,.0f} per second)",
-                *kinds,
-                f"{self.already_present:,} changes were there already",
-                f"{self.rejected_count:,} lines rejected",
-                *lines,
-            ]
-        )
-
-    def reject(self, rejected: Rejected) -> None:
-        """Count it, and keep it while there is room; once, where a line gave several changes."""
-        if rejected == self._last:
-            return
-        self._last = rejected
-        self.rejected_count += 1
-        if len(self.rejected) < REJECTIONS_KEPT:
-            self.rejected.append(rejected)
+    refused: str = ""
+    """Why a rule refused what ``command``, a note, stands for."""
 
 
 def source_id(workspace_id: UUID, source: str, kind: str, name: str) -> UUID:
@@ -236,7 +186,7 @@ class Loader:
         changes = []
         for item in batch:
             if isinstance(item, Rejected):
-                self.report.reject(item)
+                self.report.rejected.add(item)
             else:
                 changes.append(item)
         absent = self._absent(changes) if self._resuming else changes
@@ -277,8 +227,6 @@ class Loader:
                 self._count(change, answer, instead)
             else:
                 traces.append(trace)
-                if isinstance(answer, DomainError):
-                    self.report.reject(Rejected(change.line, f"{_reason(answer)} It was kept as a note."))
         return traces, replayed
 
     def _requests(self, change: Change) -> Iterator[Request]:
@@ -320,14 +268,17 @@ class Loader:
             sleep(RETRY_SECONDS)
 
     def _count(self, change: Change, answer: Answer, instead: Answer | None) -> None:
-        if isinstance(answer, Outcome):
-            self._count_outcome(change.kind, answer)
-        elif isinstance(instead, Outcome):
-            self._count_outcome("refused" if isinstance(change.otherwise, AddNote) else change.kind, instead)
-            if isinstance(change.otherwise, AddNote) and not instead.replayed:
-                self.report.reject(Rejected(change.line, f"{_reason(answer)} It was kept as a note."))
-        else:
-            self.report.reject(Rejected(change.line, _reason(answer)))
+        kind, refused = change.kind, change.refused
+        if not isinstance(answer, Outcome):
+            if not isinstance(instead, Outcome):
+                self.report.rejected.add(Rejected(change.line, _reason(answer)))
+                return
+            if isinstance(change.otherwise, AddNote):
+                kind, refused = "refused", _reason(answer)
+            answer = instead
+        self._count_outcome(kind, answer)
+        if refused and not answer.replayed:
+            self.report.noted.add(Rejected(change.line, refused))
 
     def _count_outcome(self, kind: str, outcome: Outcome) -> None:
         if outcome.replayed or not outcome.events:
@@ -343,19 +294,21 @@ def _trace(change: Change, answer: Answer) -> Change | None:
         return None
     match answer:
         case Outcome(events=0):
-            key, reason = f"{change.key}:trace", "already so"
+            kind, key, reason, refused = "noted", f"{change.key}:trace", "already so", ""
         case DomainError() if not isinstance(answer, IdempotencyKeyReusedError):
-            key, reason = change.key, answer.code
+            kind, key, reason, refused = "refused", change.key, answer.code, _reason(answer)
         case _:
             return None
     note = change.trace(f"{change.kind}: {reason}")
-    return replace(change, kind="refused", key=key, command=note, trace=None)
+    return replace(change, kind=kind, key=key, command=note, trace=None, refused=refused)
 
 
 def _reason(error: Exception) -> str:
     match error:
         case IdempotencyKeyReusedError():
             return f"{error.code}: This id came before with other content; what was imported first stays."
+        case ConversationNotFoundError():
+            return f"{error.code}: There is no such conversation; what opens it must come first."
         case DomainError():
             return f"{error.code}: {error.detail}"
         case _:

@@ -6,290 +6,52 @@ workspace whenever it is read.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, assert_never
+from collections.abc import Iterator
+from datetime import datetime
+from typing import assert_never
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from adapters.importers.loading import Change, Lines, Rejected, source_id
+from adapters.importers.loading import Change, Lines, source_id
+from adapters.importers.ndjson_lines import (
+    LINE,
+    TYPES,
+    AgentLine,
+    AnyConversationLine,
+    AnyLine,
+    AssumeLine,
+    AttributeLine,
+    ChangeLine,
+    ContactLine,
+    ConversationLine,
+    FinalizeAutomaticallyLine,
+    FinalizeLine,
+    HandOffFromBotLine,
+    HandOffToBotLine,
+    LabelAddLine,
+    LabelRemoveLine,
+    MessageReceivedLine,
+    MessageSentLine,
+    NoteLine,
+    OpenLine,
+    PendingLine,
+    PriorityLine,
+    ReopenLine,
+    SectorLine,
+    TransferLine,
+)
+from adapters.importers.report import Rejected
 from domain import commands
 from domain.commands import AddNote, Command
 from domain.envelope import Stream, StreamType
-from domain.events import (
-    NO_NUL,
-    Actor,
-    ActorKind,
-    Attachment,
-    AttributeValue,
-    ContactDetails,
-    Email,
-    Fact,
-    FinalizationCause,
-    Line,
-    MessageKind,
-    Name,
-    Phone,
-    Priority,
-    Slug,
-    Surface,
-    Text,
-)
+from domain.events import Actor, ActorKind, ContactDetails
 
 SOURCE = "ndjson"
-RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
 QUOTED_LIMIT = 10_000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-def _written_as_rfc_3339(value: Any) -> Any:
-    if not (isinstance(value, str) and RFC_3339.fullmatch(value)):
-        msg = "must be a time as in RFC 3339, such as 2024-05-01T09:30:00Z"
-        raise ValueError(msg)
-    return value
-
-
-def _in_utc(value: datetime) -> datetime:
-    if value < EARLIEST:
-        msg = f"must not lie before {EARLIEST.year}"
-        raise ValueError(msg)
-    return value.astimezone(UTC)
-
-
-def _storable(value: AttributeValue) -> AttributeValue:
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        msg = "must be a number of up to 64 bits"
-        raise ValueError(msg)
-    return value
-
-
-def _storable_attributes(details: Mapping[str, AttributeValue]) -> Mapping[str, AttributeValue]:
-    for value in details.values():
-        _storable(value)
-    return details
-
-
-def _storable_attachment(attachment: Attachment) -> Attachment:
-    _storable(attachment.size_bytes)
-    return attachment
-
-
-Id = Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL)]
-"""What the source calls something; unique among its kind within the file's source."""
-Value = Annotated[AttributeValue, AfterValidator(_storable)]
-Attachments = Annotated[tuple[Annotated[Attachment, AfterValidator(_storable_attachment)], ...], Field(max_length=50)]
-
-
-class SourceActor(Fact):
-    """Who did it, by the source's id; a bot's, an integration's or the system's name stays as it is."""
-
-    kind: ActorKind = ActorKind.SYSTEM
-    id: Annotated[str, Field(min_length=1, max_length=100, pattern=NO_NUL)] = "import"
-
-
-class ChangeLine(Fact):
-    """What every line has."""
-
-    id: Id
-    """Names the change: a line with an id that was imported before adds nothing."""
-    occurred_at: Annotated[AwareDatetime, BeforeValidator(_written_as_rfc_3339), AfterValidator(_in_utc)]
-    actor: SourceActor = SourceActor()
-
-
-class ConversationLine(ChangeLine):
-    """A change of one conversation."""
-
-    conversation: Id
-
-
-class OpenLine(ConversationLine):
-    """It began."""
-
-    type: Literal["open"]
-    protocol: Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
-    channel: Slug
-    contact: Id
-    sector: Id | None = None
-    agent: Id | None = None
-    subject: Line | None = None
-
-
-class MessageReceivedLine(ConversationLine):
-    """The contact wrote."""
-
-    type: Literal["message-received"]
-    kind: MessageKind = MessageKind.TEXT
-    text: Text = ""
-    attachments: Attachments = ()
-
-
-class MessageSentLine(ConversationLine):
-    """The actor wrote to the contact."""
-
-    type: Literal["message-sent"]
-    kind: MessageKind = MessageKind.TEXT
-    text: Text = ""
-    attachments: Attachments = ()
-
-
-class NoteLine(ConversationLine):
-    """The actor wrote something that the contact does not see."""
-
-    type: Literal["note"]
-    text: Text
-
-
-class AssumeLine(ConversationLine):
-    """An agent took it."""
-
-    type: Literal["assume"]
-    agent: Id
-
-
-class TransferLine(ConversationLine):
-    """It was given to a sector, an agent, or an agent within a sector."""
-
-    type: Literal["transfer"]
-    sector: Id | None = None
-    agent: Id | None = None
-    reason: Line = ""
-
-
-class PendingLine(ConversationLine):
-    """It went back to the queue."""
-
-    type: Literal["pending"]
-    sector: Id | None = None
-    reason: Line = "released"
-
-
-class HandOffToBotLine(ConversationLine):
-    """A bot answered from then on."""
-
-    type: Literal["handoff-to-bot"]
-    bot: Slug
-    reason: Line = ""
-
-
-class HandOffFromBotLine(ConversationLine):
-    """The bot gave up its turn."""
-
-    type: Literal["handoff-from-bot"]
-    sector: Id | None = None
-    reason: Line = ""
-
-
-class FinalizeLine(ConversationLine):
-    """A person ended it."""
-
-    type: Literal["finalize"]
-    surface: Literal[Surface.INBOX, Surface.LISTING]
-    outcome: Line = ""
-    comment: Text | None = None
-
-
-class FinalizeAutomaticallyLine(ConversationLine):
-    """It ended without a person doing it."""
-
-    type: Literal["finalize-automatically"]
-    cause: FinalizationCause = FinalizationCause.IMPORT
-
-
-class ReopenLine(ConversationLine):
-    """It went on after its end."""
-
-    type: Literal["reopen"]
-    agent: Id | None = None
-    reason: Line = ""
-
-
-class LabelAddLine(ConversationLine):
-    """A label was put on."""
-
-    type: Literal["label-add"]
-    label: Slug
-
-
-class LabelRemoveLine(ConversationLine):
-    """A label was taken off."""
-
-    type: Literal["label-remove"]
-    label: Slug
-
-
-class PriorityLine(ConversationLine):
-    """It became more or less urgent."""
-
-    type: Literal["priority"]
-    priority: Priority
-
-
-class AttributeLine(ConversationLine):
-    """A custom attribute got a value; null takes it away."""
-
-    type: Literal["attribute"]
-    key: Slug
-    value: Value
-
-
-class ContactLine(ChangeLine):
-    """A person outside became known; known already: their details were changed to these."""
-
-    type: Literal["contact"]
-    contact: Id
-    name: Name | None = None
-    phones: Annotated[tuple[Phone, ...], Field(max_length=20)] = ()
-    emails: Annotated[tuple[Email, ...], Field(max_length=20)] = ()
-    attributes: Annotated[
-        dict[Slug, AttributeValue], AfterValidator(_storable_attributes), Field(max_length=100, default_factory=dict)
-    ]
-
-
-class SectorLine(ChangeLine):
-    """A team was set up; known already: renamed."""
-
-    type: Literal["sector"]
-    sector: Id
-    name: Name
-
-
-class AgentLine(ChangeLine):
-    """A person inside became known, or joined more sectors."""
-
-    type: Literal["agent"]
-    agent: Id
-    name: Name
-    role: Slug = "agent"
-    sectors: Annotated[tuple[Id, ...], Field(max_length=1_000)] = ()
-
-
-AnyConversationLine = (
-    OpenLine
-    | MessageReceivedLine
-    | MessageSentLine
-    | NoteLine
-    | AssumeLine
-    | TransferLine
-    | PendingLine
-    | HandOffToBotLine
-    | HandOffFromBotLine
-    | FinalizeLine
-    | FinalizeAutomaticallyLine
-    | ReopenLine
-    | LabelAddLine
-    | LabelRemoveLine
-    | PriorityLine
-    | AttributeLine
-)
-AnyLine = AnyConversationLine | ContactLine | SectorLine | AgentLine
-LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="type")])
-TYPES = (
-    *("open", "message-received", "message-sent", "note", "assume", "transfer", "pending", "handoff-to-bot"),
-    *("handoff-from-bot", "finalize", "finalize-automatically", "reopen", "label-add", "label-remove", "priority"),
-    *("attribute", "contact", "sector", "agent"),
-)
+PLACE = re.compile(r" at line 1 (column \d+)$")
+"""Where JSON is broken; its line is always the first, since it sees no other."""
 
 NEVER_REFUSED = (MessageReceivedLine, NoteLine, LabelAddLine, LabelRemoveLine, PriorityLine, AttributeLine)
 """Where the conversation exists; and where it does not, no note can stand in for it."""
@@ -324,7 +86,9 @@ def _reason(error: ValidationError) -> str:
         return f"type: must be one of {', '.join(TYPES)}"
     # The path begins with the name of the type, which the line says itself.
     path = ".".join(str(part)[:64] for part in first["loc"][1:])
-    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"unknown field: {path}"
+    message = PLACE.sub(r" at \1", first["msg"].removeprefix("Value error, "))
     return f"{path}: {message}" if path else message
 
 

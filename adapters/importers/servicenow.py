@@ -52,17 +52,18 @@ Notes
     ``sys_updated_by``), who updated it, and what was refused with its code.
 """
 
-import csv
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import lru_cache, partial
-from operator import attrgetter, itemgetter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from operator import attrgetter
 from uuid import UUID
 
-from adapters.importers.loading import Change, ImportStoppedError, Lines, Rejected, source_id
+from adapters.importers.loading import Change, Lines, source_id
+from adapters.importers.report import Rejected
+from adapters.importers.servicenow_rows import Row, header_of, rows_by_case
 from domain.commands import (
     AddNote,
     Assume,
@@ -89,45 +90,16 @@ from domain.events import Actor, ActorKind, ContactDetails, FinalizationCause, S
 
 SOURCE = "servicenow"
 SYSTEM = Actor(kind=ActorKind.SYSTEM, id=SOURCE)
-NUMBER_LIMIT = 64
-VALUE_LIMIT = 200
 NOTED_VALUE_LIMIT = 200
 REOPENING_STATES = re.compile("Active|New|Awaiting .*")
 WAITING_STATES = re.compile("New|Awaiting .*")
 NOT_A_CHANGE = {"number", "sys_mod_count", "sys_updated_at", "sys_updated_by"}
-READ = (
-    *("number", "sys_mod_count", "sys_updated_at", "sys_updated_by", "opened_at", "incident_state", "caller_id"),
-    *("contact_type", "assignment_group", "assigned_to", "reopen_count", "closed_code"),
-)
-TIME = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}) (\d{1,2}):(\d{2})", re.ASCII)
 PEOPLE_KINDS: dict[type[Command], str] = {
     RegisterContact: "contact-registered",
     CreateSector: "sector-created",
     RegisterAgent: "agent-registered",
     JoinSector: "sector-joined",
 }
-COUNT = re.compile(r"\d{1,9}", re.ASCII)
-
-
-@dataclass(slots=True)
-class _Row:
-    """A row whose values can be used; "" stands for what is not known."""
-
-    line: int
-    values: list[str]
-    number: str
-    count: int
-    when: datetime
-    opened_at: datetime
-    state: str
-    caller: str
-    channel: str
-    group: str
-    person: str
-    reopenings: int
-    outcome: str
-    updated_by: str
-    id: str = ""
 
 
 def read(lines: Lines, workspace_id: UUID, now: datetime) -> Iterator[Change | Rejected]:
@@ -135,171 +107,13 @@ def read(lines: Lines, workspace_id: UUID, now: datetime) -> Iterator[Change | R
 
     Raises `ImportStoppedError` where the first line does not name the columns that are needed.
     """
-    header = _header(lines)
+    header = header_of(lines)
     cases = _Cases(workspace_id, header)
-    grouped = _neighbours if _stands_together(lines, header.index("number")) else _gathered
-    for item in grouped(_rows(lines, header, now)):
+    for item in rows_by_case(lines, header, now):
         if isinstance(item, Rejected):
             yield item
         else:
             yield from cases.changes(item)
-
-
-def _neighbours(rows: Iterable[_Row | Rejected]) -> Iterator[list[_Row] | Rejected]:
-    """The rows of each case, which stand together; one case in memory."""
-    case: list[_Row] = []
-    for row in rows:
-        if isinstance(row, Rejected):
-            yield row
-            continue
-        if case and case[0].number != row.number:
-            yield case
-            case = []
-        case.append(row)
-    if case:
-        yield case
-
-
-def _gathered(rows: Iterable[_Row | Rejected]) -> Iterator[list[_Row] | Rejected]:
-    """The rows of each case, wherever they stand; all rows in memory."""
-    cases: dict[str, list[_Row]] = {}
-    for row in rows:
-        if isinstance(row, Rejected):
-            yield row
-        else:
-            cases.setdefault(row.number, []).append(row)
-    yield from cases.values()
-
-
-def _stands_together(lines: Lines, column: int) -> bool:
-    """Whether no case is left and come back to; holds the numbers of the cases only."""
-    seen: set[bytes] = set()
-    before = None
-    for _, line in lines:
-        number = (line or b"").split(b",", column + 1)[column : column + 1]
-        if number and number[0] != before:
-            before = number[0]
-            if before in seen:
-                return False
-            seen.add(before)
-    return True
-
-
-def _header(lines: Lines) -> list[str]:
-    first = next(iter(lines), (0, b""))[1] or b""
-    header = next(csv.reader([first.decode("utf-8-sig", "replace")]), [])
-    missing = [name for name in READ if name not in header]
-    if missing:
-        msg = f"the first line does not name the columns of the service-desk log; missing: {', '.join(missing)}"
-        raise ImportStoppedError(msg)
-    return header
-
-
-def _rows(lines: Lines, header: Sequence[str], now: datetime) -> Iterator[_Row | Rejected]:
-    parse = _Parser(header, now)
-    for number, line in lines:
-        if number == 1 or line == b"":
-            continue
-        try:
-            yield parse(number, line)
-        except ValueError as error:
-            yield Rejected(number, str(error))
-
-
-class _Parser:
-    """Lines to rows; raises `ValueError` with the reason for those that cannot be used."""
-
-    def __init__(self, header: Sequence[str], now: datetime) -> None:
-        self._width = len(header)
-        self._names = READ
-        self._pick = itemgetter(*(header.index(name) for name in READ))
-        self._now = now
-
-    def __call__(self, line: int, content: bytes | None) -> _Row:
-        """The row on ``line``."""
-        values = self._values(content)
-        picked = [_known(value) for value in self._pick(values)]
-        if max(map(len, picked)) > VALUE_LIMIT:
-            name = next(name for name, value in zip(READ, picked, strict=True) if len(value) > VALUE_LIMIT)
-            msg = f"{name} is longer than {VALUE_LIMIT} characters"
-            raise ValueError(msg)
-        number, count, when, updated_by, opened, state, caller, channel, group, person, reopenings, outcome = picked
-        if not 0 < len(number) <= NUMBER_LIMIT:
-            msg = f"number must have 1 to {NUMBER_LIMIT} characters"
-            raise ValueError(msg)
-        happened = self._time("sys_updated_at", when)
-        return _Row(
-            line=line,
-            values=values,
-            number=number,
-            count=_count("sys_mod_count", count),
-            when=happened,
-            opened_at=self._time("opened_at", opened) if opened else happened,
-            state=state,
-            caller=caller,
-            channel=channel,
-            group=group,
-            person=person,
-            reopenings=_count("reopen_count", reopenings),
-            outcome=outcome,
-            updated_by=updated_by,
-        )
-
-    def _values(self, content: bytes | None) -> list[str]:
-        if content is None:
-            msg = "the line is too long"
-            raise ValueError(msg)
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            msg = f"not UTF-8 at byte {error.start + 1} of the line"
-            raise ValueError(msg) from error
-        if "\0" in text:
-            msg = "it holds a NUL, which cannot be stored"
-            raise ValueError(msg)
-        try:
-            values = next(csv.reader([text])) if '"' in text else text.split(",")
-        except csv.Error as error:
-            msg = f"no CSV: {error}"
-            raise ValueError(msg) from error
-        if len(values) != self._width:
-            msg = f"{len(values)} columns instead of {self._width}"
-            raise ValueError(msg)
-        return values
-
-    def _time(self, name: str, text: str) -> datetime:
-        time = _time(text)
-        if time is None:
-            msg = f"{name} is no time such as 29/2/2016 01:23"
-            raise ValueError(msg)
-        if time > self._now:
-            msg = f"{name} lies in the future"
-            raise ValueError(msg)
-        return time
-
-
-def _known(value: str) -> str:
-    return "" if value == "?" else value
-
-
-def _count(name: str, text: str) -> int:
-    if not COUNT.fullmatch(text):
-        msg = f"{name} is no number of up to nine digits"
-        raise ValueError(msg)
-    return int(text)
-
-
-@lru_cache(maxsize=4_096)
-def _time(text: str) -> datetime | None:
-    """Day/month/year hour:minute, read as UTC; None where it is none."""
-    match = TIME.fullmatch(text)
-    if match is None:
-        return None
-    day, month, year, hour, minute = map(int, match.groups())
-    try:
-        return datetime(year, month, day, hour, minute, tzinfo=UTC)
-    except ValueError:
-        return None
 
 
 class _Cases:
@@ -314,7 +128,7 @@ class _Cases:
         self.known = Known(contacts=self._contacts, sectors=self._sectors, agents=self._agents)
         self._ids: dict[tuple[str, str], UUID] = {}
 
-    def changes(self, rows: list[_Row]) -> Iterator[Change]:
+    def changes(self, rows: list[Row]) -> Iterator[Change]:
         """The changes of one case, whose ``rows`` may be in disorder."""
         rows.sort(key=attrgetter("count"))
         before, repeated = None, 1
@@ -332,7 +146,7 @@ class _Cases:
             id_ = self._ids[kind, name] = source_id(self.workspace_id, SOURCE, kind, name)
         return id_
 
-    def contact(self, row: _Row, when: datetime) -> Iterator[Change]:
+    def contact(self, row: Row, when: datetime) -> Iterator[Change]:
         """Make the caller of a case known, at its first row."""
         name, id_ = row.caller or "unknown caller", self.contact_id(row)
         if id_ not in self._contacts:
@@ -341,11 +155,11 @@ class _Cases:
             command = RegisterContact(contact_id=id_, details=details)
             yield self._person(row, when, Stream(self.workspace_id, StreamType.CONTACT, id_), command, name)
 
-    def contact_id(self, row: _Row) -> UUID:
+    def contact_id(self, row: Row) -> UUID:
         """The contact of a case; an unknown caller is one of their own."""
         return self.id("contact", row.caller or f"unknown of {row.number}")
 
-    def people(self, row: _Row, when: datetime) -> Iterator[Change]:
+    def people(self, row: Row, when: datetime) -> Iterator[Change]:
         """Make the group and the assignee of a row known, and the one a member of the other."""
         if row.group:
             yield from self._sector(row, when)
@@ -354,7 +168,7 @@ class _Cases:
         if row.group and row.person:
             yield from self.member(row, when, self.id("sector", row.group))
 
-    def note(self, before: _Row | None, row: _Row, author: Actor, refused: str) -> AddNote:
+    def note(self, before: Row | None, row: Row, author: Actor, refused: str) -> AddNote:
         """What stays of a row that yielded nothing else, or of which something was ``refused``."""
         what = "the first row of its case" if before is None else self._compared(before, row)
         return AddNote(
@@ -364,7 +178,7 @@ class _Cases:
             + (f" Refused: {refused}." if refused else ""),
         )
 
-    def _compared(self, before: _Row, row: _Row) -> str:
+    def _compared(self, before: Row, row: Row) -> str:
         """The columns that differ from the row before, with both values."""
         old, new = before.values, row.values
         changed = [
@@ -374,21 +188,21 @@ class _Cases:
         ]
         return ", ".join(changed) or "no column changed but its counter, time and updater"
 
-    def _sector(self, row: _Row, when: datetime) -> Iterator[Change]:
+    def _sector(self, row: Row, when: datetime) -> Iterator[Change]:
         id_ = self.id("sector", row.group)
         if id_ not in self._sectors:
             self._sectors[id_] = Sector(name=row.group)
             stream = Stream(self.workspace_id, StreamType.SECTOR, id_)
             yield self._person(row, when, stream, CreateSector(name=row.group), row.group)
 
-    def _agent(self, row: _Row, when: datetime) -> Iterator[Change]:
+    def _agent(self, row: Row, when: datetime) -> Iterator[Change]:
         id_ = self.id("agent", row.person)
         if id_ not in self._agents:
             self._agents[id_] = Agent(name=row.person, role="agent")
             stream = Stream(self.workspace_id, StreamType.AGENT, id_)
             yield self._person(row, when, stream, RegisterAgent(name=row.person), row.person)
 
-    def member(self, row: _Row, when: datetime, sector_id: UUID) -> Iterator[Change]:
+    def member(self, row: Row, when: datetime, sector_id: UUID) -> Iterator[Change]:
         """Make the assignee of a row a member of a sector."""
         id_ = self.id("agent", row.person)
         agent = self._agents[id_]
@@ -397,7 +211,7 @@ class _Cases:
             stream = Stream(self.workspace_id, StreamType.AGENT, id_)
             yield self._person(row, when, stream, JoinSector(sector_id=sector_id), str(sector_id))
 
-    def _person(self, row: _Row, when: datetime, stream: Stream, command: Command, name: str) -> Change:
+    def _person(self, row: Row, when: datetime, stream: Stream, command: Command, name: str) -> Change:
         kind = PEOPLE_KINDS[type(command)]
         return Change(
             line=row.line,
@@ -423,14 +237,14 @@ class _Case:
             source_id(cases.workspace_id, SOURCE, "conversation", number),
         )
         self._state: Conversation | None = None
-        self._row: _Row
-        self._before: _Row | None = None
+        self._row: Row
+        self._before: Row | None = None
         self._actor = SYSTEM
         self._fingerprint = b""
         self._changed = 0
         self._refused: list[str] = []
 
-    def changes(self, before: _Row | None, row: _Row) -> Iterator[Change]:
+    def changes(self, before: Row | None, row: Row) -> Iterator[Change]:
         """What ``row`` became after ``before``: at least one change of the conversation."""
         cases = self._cases
         self._before, self._row, self._changed, self._refused = before, row, 0, []
@@ -444,8 +258,9 @@ class _Case:
             yield from self._transfer(before)
         yield from self._follow_state()
         if self._refused or not self._changed:
-            note = self._cases.note(before, row, self._actor, "; ".join(self._refused))
-            yield self._change("refused" if self._refused else "noted", note)
+            refused = "; ".join(self._refused)
+            note = self._cases.note(before, row, self._actor, refused)
+            yield replace(self._change("refused" if refused else "noted", note), refused=refused)
 
     def _open(self) -> Iterator[Change]:
         row, cases = self._row, self._cases
@@ -458,13 +273,13 @@ class _Case:
         )
         yield from self._attempt("opened", command, when=row.opened_at)
 
-    def _reopen(self, before: _Row) -> Iterator[Change]:
+    def _reopen(self, before: Row) -> Iterator[Change]:
         row = self._row
         grew = row.reopenings > before.reopenings
         if grew or (self._conversation.status is Status.FINALIZED and REOPENING_STATES.fullmatch(row.state)):
             yield from self._attempt("reopened", Reopen(reason=row.state))
 
-    def _transfer(self, before: _Row) -> Iterator[Change]:
+    def _transfer(self, before: Row) -> Iterator[Change]:
         row, state = self._row, self._conversation
         person_changed = row.person != before.person and bool(row.person and before.person)
         sector_id = self._cases.id("sector", row.group) if row.group else state.owner.sector_id

@@ -156,8 +156,10 @@ def publish() -> None:
         publisher = kafka_publisher.Publisher(log, url, chosen_for_kafka, wait=log.wait)
         try:
             publisher.run(stop)
-        except (kafka_publisher.StartRefusedError, kafka_publisher.PublisherFailedError) as error:
-            raise SystemExit(f"Not publishing: {error}") from error
+        except kafka_publisher.StartRefusedError as error:
+            raise SystemExit(f"Not publishing: {error}") from None
+        except kafka_publisher.PublisherFailedError:
+            raise SystemExit(1) from None  # it has logged why
 
 
 @app.command()

@@ -137,4 +137,4 @@ def import_(
             raise SystemExit(f"Stopped: {error}") from None
         handler.close()
     out.print(report.text(), markup=False, highlight=False)
-    raise typer.Exit(1 if report.rejected_count else 0)
+    raise typer.Exit(report.exit_code)

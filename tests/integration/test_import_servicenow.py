@@ -168,7 +168,7 @@ def test_the_log_becomes_what_an_independent_reading_says(path: Path, request: p
     print(f"\n{path.name}: {len(expected)} rows, {report.events} events in {report.seconds:.1f} s, ", end="")  # noqa: T201
     print(f"{report.events / report.seconds:,.0f} events/s, {dict(report.changes)}")  # noqa: T201
 
-    assert (report.rejected_count, report.rejected, report.already_present) == (0, [], 0)
+    assert (report.rejected_count, report.rejected.kept, report.already_present) == (0, [], 0)
     assert told[-1] == (path.stat().st_size, path.stat().st_size, report.events)
     with psycopg.connect(database) as connection:
         assert connection.execute("select count(*) from events").fetchone() == (report.events,)
@@ -237,13 +237,22 @@ def test_a_finalization_from_the_inbox_is_the_assignees(database: str) -> None:
 
 
 def test_a_row_that_the_rules_refuse_is_noted_with_columns_and_reason(database: str) -> None:
-    load(database, SAMPLE)
+    report = load(database, SAMPLE)
     events = recorded(database)
     notes = [data["personal"]["text"] for data in events[events["topic"] == "note-added.v1"]["data"]]
     refused = [text for text in notes if "Refused" in text]
     assert refused
     assert all("conversation-already-finalized" in text for text in refused)
     assert all("assignment_group (" in text or "assigned_to (" in text for text in refused)
+
+    # Each is reported with its line, apart from what was rejected, and only when it is recorded.
+    told = [(each.line, each.reason) for each in report.noted.kept]
+    rows = SAMPLE.read_text().splitlines()
+    assert (len(told), report.rejected_count, report.exit_code) == (len(refused), 0, 0)
+    assert told == sorted(told)
+    assert {reason for _, reason in told} == {text.partition("Refused: ")[2].rstrip(".") for text in refused}
+    assert {rows[line - 1].split(",")[0] for line, _ in told} == {text.split("/")[0] for text in refused}
+    assert load(database, SAMPLE).noted.count == 0
 
 
 def test_a_killed_import_continues_to_the_same_events(database: str, another_database: str, tmp_path: Path) -> None:
@@ -323,7 +332,7 @@ def test_bad_lines_are_reported_and_stop_nothing(database: str, another_database
     path.write_bytes(lzma.compress(b"\r\n".join(lines)))
 
     report = load(database, path)
-    assert [(each.line, each.reason) for each in report.rejected] == expected
+    assert [(each.line, each.reason) for each in report.rejected.kept] == expected
     assert report.rejected_count == len(expected)
     load(another_database, SAMPLE)
     assert everything(database) == everything(another_database)
@@ -360,7 +369,7 @@ def test_another_row_under_the_same_id_is_rejected(database: str, tmp_path: Path
     path.write_text("\n".join(lines))
     report = load(database, path)
     assert report.events == 0
-    assert [(each.line, each.reason.split(":")[0]) for each in report.rejected] == [(2, "idempotency-key-reused")]
+    assert [(each.line, each.reason.split(":")[0]) for each in report.rejected.kept] == [(2, "idempotency-key-reused")]
 
 
 def test_a_file_that_cannot_be_read_on_stops_the_import_and_says_where(database: str, tmp_path: Path) -> None:
@@ -419,11 +428,12 @@ def test_what_was_changed_here_meanwhile_leaves_a_trace_of_the_row(database: str
     report = load(database, path)
     events = recorded(database)
     assert set(expected[expected["number"] == case["number"]]["id"]) <= set(events["causation_id"].dropna())
-    assert any("conversation-already-finalized" in rejected.reason for rejected in report.rejected)
+    assert any("conversation-already-finalized" in noted.reason for noted in report.noted.kept)
+    assert (report.rejected_count, report.exit_code) == (0, 0)
     notes = [json.dumps(data) for data in events[events["causation_id"] == case["id"]]["data"]]
     assert any("Refused: transferred: conversation-already-finalized" in note for note in notes)
     again = load(database, path)
-    assert (again.events, again.rejected_count) == (0, 0)
+    assert (again.events, again.rejected_count, again.noted.count) == (0, 0, 0)
 
 
 def _finalize_all(conninfo: str) -> None:

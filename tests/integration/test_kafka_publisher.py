@@ -413,9 +413,11 @@ class StoppingWithWatchdog(Stopping):
     """The watchdog runs only once the test has had its time to kill the broker."""
 
     def _reached(self, stage: str) -> None:
+        assert self._watchdog._limit is not None
+        doing = self._watchdog._limit[1]
         with self._watchdog.limit(60, "the test"):
             super()._reached(stage)
-        self._watchdog._limit = (time.monotonic() + self._settings.deadline_seconds, "a Kafka transaction")
+        self._watchdog._limit = (time.monotonic() + self._settings.deadline_seconds, doing)
 
 
 CHILDREN = {
