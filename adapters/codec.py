@@ -49,6 +49,12 @@ def state_shape(stream_type: StreamType) -> str:
     return hashlib.sha256("".join(sources).encode()).hexdigest()[:16]
 
 
+@cache
+def state_shapes() -> list[str]:
+    """The shapes that are of use to this program."""
+    return sorted({state_shape(stream_type) for stream_type in StreamType})
+
+
 def encode_state(stream_type: StreamType, state: State) -> bytes:
     """A folded state as JSON."""
     return _state_adapter(stream_type).dump_json(state)

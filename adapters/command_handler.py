@@ -87,11 +87,22 @@ class Outcome:
 Answer = Outcome | Exception
 
 
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.errors.ReadOnlySqlTransaction,  # what was the primary is one no longer
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+"""Errors that say nothing of the commands: the database is away, or not what it was."""
+
+Key = tuple[UUID, UUID]
+"""Workspace and stream id: whatever its kind, an id is taken once in a workspace."""
+
+
 @dataclass(slots=True)
 class _Folded:
-    """A stream's folded state, as of ``version``."""
+    """A stream's folded state, as of ``version``; its type is None while there is no such stream."""
 
-    type: StreamType
+    type: StreamType | None = None
     version: int = 0
     state: State | None = None
 
@@ -102,27 +113,28 @@ class _Batch:
 
     head: int
     now: datetime
-    folded: dict[Stream, _Folded]
+    folded: dict[Key, _Folded]
     answered: dict[tuple[UUID, str], tuple[bytes, dict[str, Any]]]
     rows: list[EventRow] = field(default_factory=list)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
-    snapshots: list[Stream] = field(default_factory=list)
+    snapshots: list[Key] = field(default_factory=list)
 
 
 # Rows go in as one JSON document each: far cheaper to write here than PostgreSQL's arrays, and as cheap to read there.
 _LOAD_SNAPSHOTS = """
-select s.workspace_id, s.stream_id, s.version, s.state
-from json_to_recordset(%s) as wanted (workspace_id uuid, stream_id uuid, shape text)
-join snapshots s using (workspace_id, stream_id, shape)"""
+select s.workspace_id, s.stream_id, s.stream_type, s.version, s.state
+from json_to_recordset(%s) as wanted (workspace_id uuid, stream_id uuid)
+join snapshots s using (workspace_id, stream_id) where s.shape = any(%s::text[])"""
 _LOAD_EVENTS = f"""
 select e.*
-from json_to_recordset(%s) as wanted (workspace_id uuid, stream_id uuid, shape text, version bigint)
+from json_to_recordset(%s) as wanted (workspace_id uuid, stream_id uuid, version bigint)
 cross join lateral (
     select {COLUMNS} from events
     where workspace_id = wanted.workspace_id and stream_id = wanted.stream_id
       and version > coalesce(nullif(wanted.version, 0), (
           select s.version from snapshots s
-          where (s.workspace_id, s.stream_id, s.shape) = (wanted.workspace_id, wanted.stream_id, wanted.shape)), 0)
+          where s.workspace_id = wanted.workspace_id and s.stream_id = wanted.stream_id
+            and s.shape = any(%s::text[])), 0)
     order by version) e"""
 _LOAD_OUTCOMES = """
 select o.workspace_id, o.key, o.fingerprint, o.answer
@@ -148,7 +160,7 @@ class CommandHandler:
         self._conninfo = conninfo
         self._connection: psycopg.Connection | None = None
         self._patience_seconds = patience_seconds
-        self._cache: LRUCache[Stream, _Folded] = LRUCache(maxsize=cached_states)
+        self._cache: LRUCache[Key, _Folded] = LRUCache(maxsize=cached_states)
         self._committing: EventRow | None = None
 
     def handle(self, requests: Sequence[Request]) -> list[Answer]:
@@ -181,10 +193,9 @@ class CommandHandler:
                 self._discard_connection()
                 msg = "another writer holds the append lock; try again in a moment"
                 raise UnavailableError(msg) from error
-            except psycopg.OperationalError as error:
+            except _AWAY as error:
                 self._discard_connection()
                 if self._committing is not None and self._landed(self._committing, deadline):
-                    self._cache.clear()
                     return answers
                 if monotonic() > deadline:
                     msg = "the database cannot be reached; nothing was changed"
@@ -203,42 +214,36 @@ class CommandHandler:
             self._save(connection, batch)
         else:
             connection.rollback()
-        for stream, folded in batch.folded.items():
-            self._cache[stream] = folded
+        for key, folded in batch.folded.items():
+            self._cache[key] = folded
 
     def _load(self, connection: psycopg.Connection, requests: Sequence[Request]) -> _Batch:
         """Take the append lock, then read what the requests touch, in one round trip."""
-        wanted = {stream: self._cache.get(stream) for request in requests for stream in _streams(request)}
-        keys = {(request.stream.workspace_id, key) for request in requests for key in request.keys}
-        streams = [
-            {
-                "workspace_id": stream.workspace_id,
-                "stream_id": stream.id,
-                "shape": codec.state_shape(stream.type),
-                "version": 0 if folded is None else folded.version,
-            }
-            for stream, folded in wanted.items()
+        wanted = {key: self._cache.get(key) for request in requests for key in _touched(request)}
+        rows = [
+            {"workspace_id": key[0], "stream_id": key[1], "version": folded.version if folded else 0}
+            for key, folded in wanted.items()
         ]
-        cold = [row for row in streams if row["version"] == 0]
+        cold = [row for row in rows if row["version"] == 0]
+        keys = {(request.stream.workspace_id, key) for request in requests for key in request.keys}
+        asked = [{"workspace_id": workspace_id, "key": key} for workspace_id, key in keys]
+        shapes = codec.state_shapes()
         with connection.pipeline():
             connection.execute(self.lock_statement, prepare=True)
             head = connection.execute("select coalesce(max(position), 0), clock_timestamp() from events", prepare=True)
-            snapshots = _execute(connection, _LOAD_SNAPSHOTS, cold) if cold else None
+            snapshots = connection.execute(_LOAD_SNAPSHOTS, (_json(cold), shapes), prepare=True) if cold else None
             events = connection.cursor(row_factory=event_row, binary=True)
-            events.execute(_LOAD_EVENTS, (orjson.dumps(streams).decode(),), prepare=True)
-            asked = [{"workspace_id": workspace_id, "key": key} for workspace_id, key in keys]
-            outcomes = _execute(connection, _LOAD_OUTCOMES, asked) if asked else None
+            events.execute(_LOAD_EVENTS, (_json(rows), shapes), prepare=True)
+            outcomes = connection.execute(_LOAD_OUTCOMES, (_json(asked),), prepare=True) if asked else None
         position, now = head.fetchone() or (0, None)
-        folded = {stream: known or _Folded(stream.type) for stream, known in wanted.items()}
-        by_id = {(stream.workspace_id, stream.id): stream for stream in wanted}
-        for workspace_id, stream_id, version, state in snapshots or ():
-            stream = by_id[workspace_id, stream_id]
-            folded[stream] = _Folded(stream.type, version, codec.decode_state(stream.type, state))
+        folded = {key: known or _Folded() for key, known in wanted.items()}
+        for workspace_id, stream_id, stream_type, version, state in snapshots or ():
+            type_ = StreamType(stream_type)
+            folded[workspace_id, stream_id] = _Folded(type_, version, codec.decode_state(type_, state))
         for row in events:
-            stream = by_id[row.workspace_id, row.stream_id]
-            before, type_ = folded[stream], StreamType(row.stream_type)
-            state = DECIDERS[type_].evolve(before.state, codec.decode(row.topic, row.data))
-            folded[stream] = _Folded(type_, row.version, state)
+            key, type_ = (row.workspace_id, row.stream_id), StreamType(row.stream_type)
+            state = DECIDERS[type_].evolve(folded[key].state, codec.decode(row.topic, row.data))
+            folded[key] = _Folded(type_, row.version, state)
         answered = {(workspace_id, key): (print_, answer) for workspace_id, key, print_, answer in outcomes or ()}
         return _Batch(head=position, now=now, folded=folded, answered=answered)
 
@@ -250,9 +255,10 @@ class CommandHandler:
             self._committing = batch.rows[-1]
         with connection.pipeline():
             if batch.outcomes:
-                _execute(connection, _SAVE_OUTCOMES, batch.outcomes)
+                connection.execute(_SAVE_OUTCOMES, (_json(batch.outcomes),), prepare=True)
             if batch.snapshots:
-                _execute(connection, _SAVE_SNAPSHOTS, [_snapshot(stream, batch) for stream in batch.snapshots])
+                taken = [_snapshot(key, batch.folded[key]) for key in batch.snapshots]
+                connection.execute(_SAVE_SNAPSHOTS, (_json(taken),), prepare=True)
             if batch.rows:
                 connection.execute(f"notify {LOG_CHANNEL}", prepare=True)
             connection.commit()
@@ -291,6 +297,8 @@ class CommandHandler:
         return self._connection
 
     def _discard_connection(self) -> None:
+        """Let go of the connection and of what was read over it: the database may be another when it comes back."""
+        self._cache.clear()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -300,18 +308,20 @@ class CommandHandler:
         self._discard_connection()
 
 
-def _streams(request: Request) -> Iterable[Stream]:
+def _touched(request: Request) -> Iterable[Key]:
     """The stream that ``request`` writes and those it only reads."""
-    yield request.stream
-    for type_, id_ in request.command.names():
-        yield Stream(request.stream.workspace_id, type_, id_)
+    workspace_id = request.stream.workspace_id
+    yield workspace_id, request.stream.id
+    for _, id_ in request.command.names():
+        yield workspace_id, id_
 
 
 def _decide(request: Request, batch: _Batch) -> Answer:
     """Decide one request on what ``batch`` holds, and put its events and outcome there."""
-    for key in request.keys:
-        if (request.stream.workspace_id, key) in batch.answered:
-            return _again(request, *batch.answered[request.stream.workspace_id, key])
+    workspace_id = request.stream.workspace_id
+    earlier = next((found for key in request.keys if (found := batch.answered.get((workspace_id, key)))), None)
+    if earlier is not None:
+        return _again(request, *earlier, batch)
     try:
         outcome = _append_events(request, _events(request, batch), batch)
     except DomainError as error:
@@ -319,36 +329,46 @@ def _decide(request: Request, batch: _Batch) -> Answer:
     except Exception as error:
         log.exception("deciding %s failed", type(request.command).__name__)
         return error
-    for key in request.keys:
-        saved = {name: getattr(outcome, name) for name in ("version", "position", "events", "status")}
-        saved["stream_id"] = str(outcome.stream_id)
-        batch.answered[request.stream.workspace_id, key] = (request.fingerprint, saved)
-        row = {"workspace_id": request.stream.workspace_id, "key": key, "answer": saved}
-        batch.outcomes.append(row | {"fingerprint": request.fingerprint.hex()})
+    saved: dict[str, Any] = {name: getattr(outcome, name) for name in ("version", "position", "events", "status")}
+    _remember(request, saved | {"stream_id": str(outcome.stream_id)}, batch)
     return outcome
 
 
-def _again(request: Request, fingerprint: bytes, saved: dict[str, Any]) -> Answer:
+def _again(request: Request, fingerprint: bytes, saved: dict[str, Any], batch: _Batch) -> Answer:
+    """The answer given before; from now on under all keys of ``request``."""
     if bytes(fingerprint) != request.fingerprint:
         return IdempotencyKeyReusedError()
+    _remember(request, saved, batch)
     return Outcome(**(saved | {"stream_id": UUID(saved["stream_id"])}), replayed=True)
 
 
+def _remember(request: Request, saved: dict[str, Any], batch: _Batch) -> None:
+    workspace_id = request.stream.workspace_id
+    for key in request.keys:
+        if (workspace_id, key) not in batch.answered:
+            batch.answered[workspace_id, key] = (request.fingerprint, saved)
+            row = {"workspace_id": workspace_id, "key": key, "answer": saved}
+            batch.outcomes.append(row | {"fingerprint": request.fingerprint.hex()})
+
+
 def _events(request: Request, batch: _Batch) -> list[Event]:
-    folded = batch.folded[request.stream]
-    if folded.type is not request.stream.type:
-        raise AlreadyExistsError
+    folded = batch.folded[request.stream.workspace_id, request.stream.id]
+    is_other = folded.type not in {None, request.stream.type}
+    state, version = (None, 0) if is_other else (folded.state, folded.version)
     known = _known(request, batch)
-    authorize(request.command, folded.state, request.caller, known)
-    if request.expected_version is not None and request.expected_version != folded.version:
-        raise VersionConflictError(request.expected_version, folded.version)
-    return DECIDERS[request.stream.type].decide(request.command, folded.state, known)
+    authorize(request.command, state, request.caller, known)
+    if request.expected_version is not None and request.expected_version != version:
+        raise VersionConflictError(request.expected_version, version)
+    events = DECIDERS[request.stream.type].decide(request.command, state, known)
+    if events and is_other:
+        raise AlreadyExistsError
+    return events
 
 
 def _known(request: Request, batch: _Batch) -> Known:
     known: dict[StreamType, dict[UUID, Any]] = {type_: {} for type_ in StreamType}
     for type_, id_ in request.command.names():
-        folded = batch.folded[Stream(request.stream.workspace_id, type_, id_)]
+        folded = batch.folded[request.stream.workspace_id, id_]
         if folded.state is not None and folded.type is type_:
             known[type_][id_] = folded.state
     return Known(
@@ -361,7 +381,9 @@ def _known(request: Request, batch: _Batch) -> Known:
 
 
 def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outcome:
-    stream, folded = request.stream, batch.folded[request.stream]
+    stream = request.stream
+    key = (stream.workspace_id, stream.id)
+    folded = batch.folded[key]
     state, version = folded.state, folded.version
     evolve = DECIDERS[stream.type].evolve
     rows: list[EventRow] = []
@@ -388,9 +410,10 @@ def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outc
             )
         )
     batch.rows.extend(rows)
-    batch.folded[stream] = _Folded(stream.type, version, state)
-    if version // SNAPSHOT_EVERY > folded.version // SNAPSHOT_EVERY:
-        batch.snapshots = [*(other for other in batch.snapshots if other != stream), stream]
+    if rows:
+        batch.folded[key] = _Folded(stream.type, version, state)
+    if version // SNAPSHOT_EVERY > folded.version // SNAPSHOT_EVERY and key not in batch.snapshots:
+        batch.snapshots.append(key)
     return Outcome(
         stream_id=stream.id,
         version=version,
@@ -400,17 +423,17 @@ def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outc
     )
 
 
-def _snapshot(stream: Stream, batch: _Batch) -> dict[str, Any]:
-    folded = batch.folded[stream]
+def _snapshot(key: Key, folded: _Folded) -> dict[str, Any]:
+    assert folded.type is not None, "only a stream that is there is snapshotted"
     return {
-        "workspace_id": stream.workspace_id,
-        "stream_id": stream.id,
-        "stream_type": stream.type,
+        "workspace_id": key[0],
+        "stream_id": key[1],
+        "stream_type": folded.type,
         "version": folded.version,
-        "state": codec.encode_state(stream.type, folded.state).decode(),
-        "shape": codec.state_shape(stream.type),
+        "state": codec.encode_state(folded.type, folded.state).decode(),
+        "shape": codec.state_shape(folded.type),
     }
 
 
-def _execute(connection: psycopg.Connection, query: str, rows: Sequence[Mapping[str, Any]]) -> psycopg.Cursor[Any]:
-    return connection.execute(query.encode(), (orjson.dumps(rows).decode(),), prepare=True)
+def _json(rows: Sequence[Mapping[str, Any]]) -> str:
+    return orjson.dumps(rows).decode()

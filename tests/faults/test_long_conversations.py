@@ -26,7 +26,7 @@ class Counting(CommandHandler):
     states: dict[UUID, Any]
 
     def _save(self, connection: psycopg.Connection, batch: Any) -> None:
-        self.states = {stream.id: (folded.version, folded.state) for stream, folded in batch.folded.items()}
+        self.states = {key[1]: (folded.version, folded.state) for key, folded in batch.folded.items()}
         super()._save(connection, batch)
 
 

@@ -1,0 +1,1 @@
+"""How fast it is, as ratios to a baseline measured in the same run: `make bench`. One file per part."""
