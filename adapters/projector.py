@@ -137,7 +137,8 @@ class Projector:
 
     def _halt(self, model: ReadModel, error: Exception) -> None:
         self._retry_at[model.name] = monotonic() + RETRY_SECONDS
-        reason = f"{type(error).__name__}: {error}"[:1_000].replace("\0", "")
+        # No more than this: it is shown to whoever asks whether we are ready. The log has the rest.
+        reason = f"{type(error).__name__} at the event after position {self._positions.get(model.name)}"
         self._connected().execute(
             "update projection_positions set halted = %s where name = %s and position = %s",
             (reason, model.name, self._positions.get(model.name)),

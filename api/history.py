@@ -17,7 +17,7 @@ from api.access import QUERY_PROBLEMS, Authenticated, require
 from api.queries import Moment, Position, as_json, decode_cursor, encode_cursor, fetch, wait_for
 from domain.envelope import StreamType
 from domain.errors import PermissionDeniedError
-from domain.events import EVENTS, Actor, Line, Surface
+from domain.events import EVENTS, UNPUBLISHED, Actor, Line, Surface
 from domain.permissions import Permission, Scope
 from projections.history import COLUMNS
 from projections.listing_query import Condition, visible
@@ -198,5 +198,5 @@ def _event(row: EventRow) -> dict[str, Any]:
         "request_id": event.metadata.request_id,
         "correlation_id": event.metadata.correlation_id,
         "causation_id": event.metadata.causation_id,
-        "data": event.event.model_dump(mode="json", exclude={"personal"}),
+        "data": event.event.model_dump(mode="json", exclude=UNPUBLISHED),
     }

@@ -5,12 +5,11 @@ Invariant: nothing else reads the environment; a wrong value ends the program wi
 
 import difflib
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -105,10 +104,18 @@ def _misspelt() -> list[str]:
 def rows(settings: Settings) -> list[tuple[str, str, str]]:
     """Variable, value in force (secrets hidden) and meaning of each setting."""
     return [
-        (f"{PREFIX}{name.upper()}", _shown(getattr(settings, name)), field.description or "")
+        (f"{PREFIX}{name.upper()}", _shown(value), field.description or "")
         for name, field in Settings.model_fields.items()
+        for value in [getattr(settings, name) if name != "database_url" else _without_password(settings.database_url)]
     ]
 
 
 def _shown(value: Any) -> str:
-    return "" if value is None else re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", str(value))
+    return "" if value is None else str(value)
+
+
+def _without_password(url: str | None) -> str | None:
+    if not url:
+        return url
+    parts = {name: "***" if "password" in name else str(value) for name, value in conninfo_to_dict(url).items()}
+    return make_conninfo("", **parts)

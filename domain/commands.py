@@ -71,6 +71,17 @@ def agent_of(actor: Actor) -> UUID | None:
         return None
 
 
+def _check_token_actor(actor: Actor) -> Actor:
+    if actor.kind in {ActorKind.SYSTEM, ActorKind.CONTACT}:
+        raise ValueError("a token is an agent's, a bot's or an integration's")
+    agent_id = agent_of(actor)
+    return actor if agent_id is None else Actor(kind=actor.kind, id=str(agent_id))
+
+
+TokenActor = Annotated[Actor, AfterValidator(_check_token_actor)]
+"""An actor who may hold an access token; an agent's id in its usual form."""
+
+
 class Command(Fact):
     """An intent; refused with a `DomainError` or answered with events."""
 
@@ -390,7 +401,7 @@ class IssueToken(Command):
     PERMISSION = Permission.MANAGE_TOKENS
     name: Name
     secret_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    actor: Actor
+    actor: TokenActor
     role: Slug
     expires_at: AwareDatetime | None = None
 

@@ -40,6 +40,8 @@ from domain.errors import (
     ConversationNotFoundError,
     ConversationNotWithBotError,
     ConversationWithBotError,
+    TooManyAttributesError,
+    TooManyLabelsError,
 )
 from domain.events import (
     Actor,
@@ -117,6 +119,10 @@ ConversationEvent = (
 )
 
 
+MOST_LABELS = 50
+MOST_ATTRIBUTES = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What must be remembered of a conversation to decide: its size does not grow with its messages."""
@@ -171,6 +177,8 @@ def decide(command: Command, state: Conversation | None, known: Known) -> list[E
             before = state.attributes.get(command.key)
             if before == command.value and type(before) is type(command.value):
                 return []
+            if before is None and len(state.attributes) >= MOST_ATTRIBUTES:
+                raise TooManyAttributesError
             change = AttributePersonal(before=before, after=command.value)
             return [AttributeSet(key=command.key, contact_id=state.contact_id, personal=change)]
         case ReassignContact():
@@ -338,6 +346,8 @@ def _label(command: AddLabel | RemoveLabel, state: Conversation) -> list[Event]:
         case AddLabel():
             if label in before:
                 return []
+            if len(before) >= MOST_LABELS:
+                raise TooManyLabelsError
             return [LabelAdded(label=label, before=before, after=tuple(sorted((*before, label))))]
         case RemoveLabel():
             if label not in before:

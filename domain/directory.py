@@ -32,6 +32,7 @@ from domain.errors import (
     AlreadyExistsError,
     ContactAlreadyErasedError,
     ContactNotFoundError,
+    InvalidCommandError,
     RoleBuiltInError,
     RoleNotFoundError,
     SectorInactiveError,
@@ -269,7 +270,9 @@ def decide_token(command: IssueToken | RevokeToken, state: Token | None, known: 
         case IssueToken():
             if state is None:
                 if command.actor.kind is ActorKind.AGENT:
-                    known.agent(agent_of(command.actor) or UUID(int=0))
+                    agent = known.agent(agent_of(command.actor) or UUID(int=0))
+                    if command.role != agent.role:
+                        raise InvalidCommandError(f"An agent's token has the agent's role, which is '{agent.role}'.")
                 return [TokenIssued(**dict(command))]
             if state == evolve_token(None, TokenIssued(**dict(command))):
                 return []

@@ -34,6 +34,9 @@ class Stream:
     type: StreamType
     id: UUID
 
+    def __hash__(self) -> int:
+        return hash(self.id)  # ids hardly ever repeat across workspaces, and this is asked for very often
+
 
 @dataclass(frozen=True, slots=True)
 class Metadata:

@@ -149,6 +149,18 @@ class SectorInactiveError(RuleError):
     code = "sector-inactive"
 
 
+class TooManyLabelsError(RuleError):
+    """It has as many labels as a conversation may have; remove one first."""
+
+    code = "too-many-labels"
+
+
+class TooManyAttributesError(RuleError):
+    """It has as many attributes as a conversation may have; take one away first."""
+
+    code = "too-many-attributes"
+
+
 class ContactAlreadyErasedError(RuleError):
     """The contact was erased; nothing more can be recorded about them."""
 

@@ -20,7 +20,11 @@ from domain.permissions import Permission, Scope
 class Fact(BaseModel):
     """An immutable value; unknown fields are an error, never dropped."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+UNPUBLISHED = {"personal", "secret_sha256"}
+"""Fields of events that stay in the log: neither histories nor topics show them."""
 
 
 class Event(Fact):

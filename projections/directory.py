@@ -77,7 +77,7 @@ class Directory:
     """The read model of workspaces, sectors, agents, roles and tokens."""
 
     name = "directory"
-    tables: tuple[str, ...] = ("workspaces", "sectors", "agents", "roles", "tokens")
+    tables: tuple[str, ...] = ("workspaces", "sectors", "roles", "agents", "tokens")
     ddl = DDL
 
     def apply(self, connection: psycopg.Connection[Any], events: Sequence[RecordedEvent]) -> None:

@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from domain.conversation import ConversationEvent
 from domain.envelope import RecordedEvent, StreamType
 from domain.events import (
+    UNPUBLISHED,
     AttributeSet,
     ContactReassigned,
     ConversationAssumed,
@@ -125,7 +126,7 @@ class History:
                         standing and standing.owner.sector_id,
                         standing and standing.owner.agent_id,
                         standing and standing.owner.bot,
-                        Jsonb(recorded.event.model_dump(mode="json", exclude={"personal"})),
+                        Jsonb(recorded.event.model_dump(mode="json", exclude=UNPUBLISHED)),
                     )
                 )
 

@@ -293,8 +293,10 @@ def fold(row: ListingRow, recorded: RecordedEvent, event: ConversationEvent) -> 
         case MessageSent():
             row.messages_sent += 1
             row.unanswered_since = None
-            if event.author.kind is ActorKind.AGENT and row.first_response_seconds is None:
-                row.first_response_seconds = _seconds(row.episode_started_at, at)
+            if event.author.kind is ActorKind.AGENT:
+                row.unread = 0
+                if row.first_response_seconds is None:
+                    row.first_response_seconds = _seconds(row.episode_started_at, at)
             _add(row.participants, _name(event.author))
         case NoteAdded():
             row.notes += 1

@@ -19,7 +19,7 @@ class ReadModel(Protocol):
 
     name: str
     tables: tuple[str, ...]
-    """Its tables, without schema."""
+    """Its tables, without schema; queries that read several read them from the last to the first."""
     ddl: str
     """Statements that create them; run with the target schema first on the search path."""
 

@@ -153,11 +153,15 @@ def _unanswered(events: Sequence[RecordedEvent]) -> datetime | None:
 
 
 def _unread(events: Sequence[RecordedEvent]) -> int:
-    acted = [i for i, e in enumerate(events) if e.metadata.actor.kind == "agent"]
+    acted = [i for i, e in enumerate(events) if e.metadata.actor.kind == "agent" or _an_agent_answers(e)]
     rest = events[acted[-1] + 1 :] if acted else events
     # A message that an agent recorded for the contact counts: it was received after they acted.
     own = acted and topic(events[acted[-1]]) == "message-received.v1"
     return sum(topic(e) == "message-received.v1" for e in rest) + bool(own)
+
+
+def _an_agent_answers(recorded: RecordedEvent) -> bool:
+    return topic(recorded) == "message-sent.v1" and recorded.event.author.kind == "agent"
 
 
 def _attributes(events: Sequence[RecordedEvent]) -> dict[str, Any]:

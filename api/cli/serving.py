@@ -66,12 +66,13 @@ def _bootstrap_token(chosen: Settings, handler: CommandHandler) -> str:
             raise SystemExit(f"The token in {PREFIX}BOOTSTRAP_TOKEN was revoked; set another one") from None
         return token
     path = chosen.data_directory / "bootstrap-token"
-    if path.exists():
-        token = path.read_text().strip()
+    token = path.read_text().strip() if path.exists() else ""
+    if token:
         with suppress(AlreadyExistsError):  # it was revoked: make up another
             demo.give_token(handler, token)
             return token
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_text(token := new_secret())
     demo.give_token(handler, token)
