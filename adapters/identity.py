@@ -13,6 +13,8 @@ from uuid import UUID
 from cachetools import TTLCache
 from psycopg_pool import AsyncConnectionPool
 
+from adapters.command_handler import UnavailableError
+from domain.commands import role_id
 from domain.events import Actor, ActorKind
 from domain.permissions import BUILT_IN_ROLES, Caller, Permission, Scope
 from projections.directory import HOLDER_QUERY, TokenHolder
@@ -30,8 +32,18 @@ def digest(secret: bytes) -> str:
     return hashlib.sha256(secret).hexdigest()
 
 
+_BEHIND = """
+select 1 from events where workspace_id = %s and stream_id = any(%s)
+and position > (select position from projection_positions where name = 'directory') limit 1"""
+"""Whether the log says more of a token, its agent or role than the directory does yet."""
+
+
 class Identity:
-    """Looks tokens up in the directory, and remembers them briefly."""
+    """Looks tokens up in the directory, and remembers them briefly.
+
+    Where the directory has not caught up with what the log says of the token, nobody is let in: a revocation holds
+    although the projector stands still.
+    """
 
     def __init__(self, pool: AsyncConnectionPool[Any], cache_seconds: float) -> None:
         self._pool = pool
@@ -55,9 +67,15 @@ class Identity:
         async with self._pool.connection() as connection:
             cursor = await connection.execute(HOLDER_QUERY, (key,))
             row = await cursor.fetchone()
-        if row is None:
-            return None
-        holder = TokenHolder(*row)
+            if row is None:
+                return None
+            holder = TokenHolder(*row)
+            streams = [holder.token_id, role_id(holder.role)]
+            if holder.actor_kind == ActorKind.AGENT:
+                streams.append(UUID(holder.actor_id))
+            behind = await (await connection.execute(_BEHIND, (holder.workspace_id, streams))).fetchone()
+        if behind is not None:
+            raise UnavailableError("the rights of this token are just being changed; try again in a moment")
         return _caller(holder), holder.expires_at
 
 

@@ -3,6 +3,7 @@
 Invariant: no route reaches the log or a read model without a `Caller`.
 """
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Coroutine, Mapping
@@ -21,16 +22,18 @@ from adapters import command_handler
 from adapters.identity import Identity
 from adapters.writer import Writer
 from api.problems import Problem, UnauthenticatedError
-from api.queries import CommandAnswer
+from api.queries import CommandAnswer, fetch
 from domain.commands import Command
 from domain.envelope import Stream
-from domain.errors import PermissionDeniedError
+from domain.errors import PermissionDeniedError, VersionConflictError
 from domain.events import Surface
 from domain.permissions import Caller, Permission, may
 
 CLIENT_SURFACES = {
     surface.value.encode(): surface for surface in Surface if surface not in {Surface.IMPORT, Surface.BULK}
 }
+BODY_SECONDS = 30.0
+MOST_ERRORS = 100
 _ETAG = re.compile(rb'(W/)?"[0-9]{1,18}"|[0-9]{1,18}|\*')
 _PRINTABLE = re.compile(rb"[\x21-\x7e]{1,200}")
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -68,12 +71,16 @@ def require(caller: Caller, permission: Permission) -> None:
 
 
 class Commanding:
-    """One HTTP request that carries a command."""
+    """One HTTP request that carries a command, and the arguments parsed from it."""
 
-    def __init__(self, request: Request, caller: Caller, headers: Mapping[bytes, bytes]) -> None:
+    def __init__(
+        self, request: Request, caller: Caller, headers: Mapping[bytes, bytes], route: str, arguments: dict[str, Any]
+    ) -> None:
         self.caller = caller
         self._request = request
         self._headers = headers
+        self._route = route
+        self._arguments = arguments
 
     async def execute(
         self, command: Command, id_: UUID, *, surface: Surface | None = None, key: str | None = None
@@ -90,19 +97,31 @@ class Commanding:
         request_id = self._request.state.request_id
         correlation_id = _form(self._headers, b"correlation-id", _UUID)
         handling: Writer = self._request.app.state.writer
-        return await handling.execute(
-            command_handler.Request(
-                stream=Stream(self.caller.workspace_id, command.STREAM, id_),
-                command=command,
-                caller=self.caller,
-                surface=surface or from_header or Surface.API,
-                request_id=request_id,
-                correlation_id=UUID(correlation_id) if correlation_id else request_id,
-                causation_id=_form(self._headers, b"causation-id", _PRINTABLE),
-                expected_version=self._expected_version(),
-                keys=tuple(keys),
-                fingerprint=await self._fingerprint() if keys else b"",
-            )
+        asked = command_handler.Request(
+            stream=Stream(self.caller.workspace_id, command.STREAM, id_),
+            command=command,
+            caller=self.caller,
+            surface=surface or from_header or Surface.API,
+            request_id=request_id,
+            correlation_id=UUID(correlation_id) if correlation_id else request_id,
+            causation_id=_form(self._headers, b"causation-id", _PRINTABLE),
+            expected_version=self._expected_version(),
+            keys=tuple(keys),
+            fingerprint=self._fingerprint() if keys else b"",
+        )
+        try:
+            return await handling.execute(asked)
+        except VersionConflictError as conflict:
+            conflict.since = await self._since(id_, conflict.expected)
+            raise
+
+    async def _since(self, id_: UUID, version: int) -> list[dict[str, Any]]:
+        """What happened after ``version``, for a caller who may see it: the first hundred events, without contents."""
+        return await fetch(
+            self._request,
+            "select version, topic, actor_kind || ':' || actor_id as actor, surface, recorded_at from events"
+            " where workspace_id = %s and stream_id = %s and version > %s order by version limit 100",
+            (self.caller.workspace_id, id_, version),
         )
 
     def _expected_version(self) -> int | None:
@@ -118,11 +137,11 @@ class Commanding:
         except KeyError:
             raise _invalid("surface", f"expected one of {', '.join(CLIENT_SURFACES.values())}") from None
 
-    async def _fingerprint(self) -> bytes:
-        """A digest of who asks for what: the same request again has the same one."""
-        request, actor = self._request, self.caller.actor
-        about = f"{actor.kind}:{actor.id}\n{request.method} {request.scope['path']}\n".encode("utf-8", "surrogatepass")
-        return hashlib.sha256(about + await request.body()).digest()
+    def _fingerprint(self) -> bytes:
+        """A digest of who asks for what: the same request again has the same one, however it is written."""
+        asked = [self.caller.actor.kind, self.caller.actor.id, self._route]
+        asked += [a.model_dump_json() if isinstance(a, BaseModel) else str(a) for a in self._arguments.values()]
+        return hashlib.sha256("\n".join(asked).encode()).digest()
 
 
 async def _given_by_the_route() -> None:
@@ -146,6 +165,7 @@ class CommandRoute(APIRoute):
         places = {name: TypeAdapter(hints[name]) for name in self.param_convertors}
         body_name = next((name for name in hints if name not in {*places, "commands", "return"}), None)
         body_type = TypeAdapter(hints[body_name]) if body_name else None
+        route = f"{sorted(self.methods or ())} {self.path}"
 
         async def handler(request: Request) -> Response:
             headers = dict(request.scope["headers"])
@@ -157,18 +177,34 @@ class CommandRoute(APIRoute):
             if body_name is not None and body_type is not None:
                 if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
                     raise HTTPException(415, "Send JSON, and say so: Content-Type: application/json")
-                arguments[body_name] = _parse(body_type.validate_json, await request.body(), "body")
-            response: Response = await self.endpoint(**arguments, commands=Commanding(request, caller, headers))
+                arguments[body_name] = _parse(body_type.validate_json, await _body(request), "body")
+            else:
+                await _body(request)
+            commands = Commanding(request, caller, headers, route, arguments)
+            response: Response = await self.endpoint(**arguments, commands=commands)
             return response
 
         return handler
+
+
+async def _body(request: Request) -> bytes:
+    """All of the body: also of one that nobody wants, so that no command runs before its request is through."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.body()
+    except TimeoutError:
+        raise HTTPException(408, f"The body did not come within {BODY_SECONDS:.0f} seconds") from None
 
 
 def _parse(validate: Callable[[Any], Any], value: Any, *place: str) -> Any:
     try:
         return validate(value)
     except ValidationError as error:
-        raise RequestValidationError([{**e, "loc": (*place, *e["loc"])} for e in error.errors()]) from None
+        if error.error_count() > MOST_ERRORS:  # describing them all would keep everybody else waiting
+            few = [{"loc": place, "type": "too_many_errors", "msg": f"{error.error_count()} things are wrong with it"}]
+            raise RequestValidationError(few) from None
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**e, "loc": (*place, *e["loc"])} for e in found]) from None
 
 
 def answer(outcome: command_handler.Outcome, status: int = 200, location: str | None = None) -> Response:

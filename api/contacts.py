@@ -18,7 +18,8 @@ from api.queries import AtLeast, as_json, fetch, wait_for
 from domain.commands import ChangeContactDetails, RegisterContact
 from domain.errors import ContactNotFoundError
 from domain.events import ContactDetails
-from domain.permissions import Permission
+from domain.permissions import Permission, Scope
+from projections.listing_query import visible
 
 router = APIRouter(prefix="/v1/contacts", tags=["contacts"])
 ContactId = Annotated[UUID, Path(description="the contact's id", examples=[demo.CONTACT])]
@@ -76,11 +77,13 @@ async def get_contact(id: ContactId, request: Request, caller: Authenticated, at
     """What is known of the contact, its version as the ETag."""
     require(caller, Permission.VIEW_CONTACT)
     await wait_for(request, "listing", at_least)
-    rows = await fetch(
-        request,
-        f"select {', '.join(ContactView.model_fields)} from contacts where workspace_id = %s and id = %s",
-        (caller.workspace_id, id),
-    )
+    where, values = "workspace_id = %s and id = %s", [caller.workspace_id, id]
+    if caller.scope(Permission.VIEW_CONTACT) is not Scope.ALL:
+        conditions = visible(caller, Permission.VIEW_CONTACT)
+        theirs = " and ".join(condition for condition, _ in conditions)
+        where += f" and exists (select from listing where contact_id = %s and {theirs})"
+        values += [id, *(value for _, some in conditions for value in some)]
+    rows = await fetch(request, f"select {', '.join(ContactView.model_fields)} from contacts where {where}", values)
     if not rows:
         raise ContactNotFoundError
     return as_json(rows[0], {"ETag": f'"{rows[0]["version"]}"'})

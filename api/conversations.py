@@ -24,6 +24,7 @@ from domain.commands import (
     FinalizeAutomatically,
     HandOffFromBot,
     HandOffToBot,
+    Insider,
     MarkPending,
     OpenConversation,
     ReassignContact,
@@ -36,7 +37,6 @@ from domain.commands import (
 )
 from domain.errors import InvalidCommandError
 from domain.events import (
-    Actor,
     Attachment,
     Fact,
     FinalizationCause,
@@ -75,7 +75,7 @@ class Message(Fact):
     kind: MessageKind = MessageKind.TEXT
     text: Text = ""
     attachments: Annotated[tuple[Attachment, ...], Field(max_length=50)] = ()
-    author: Annotated[Actor | None, Field(description="who wrote it, where an integration says it")] = None
+    author: Annotated[Insider | None, Field(description="who wrote it, where an integration says it")] = None
 
 
 class Note(Fact):

@@ -31,6 +31,7 @@ from domain.commands import (
     RegisterAgent,
     RenameSector,
     RevokeToken,
+    TokenActor,
     role_id,
 )
 from domain.events import Actor, Fact, Name, Slug
@@ -77,7 +78,7 @@ class NewToken(Fact):
     """An access token to issue: for an agent (actor kind agent, their id), a bot or an integration."""
 
     name: Name
-    actor: Actor
+    actor: TokenActor
     role: Slug
     expires_at: Annotated[AwareDatetime, Strict(), AfterValidator(_storable)] | None = None
 

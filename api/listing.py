@@ -29,7 +29,7 @@ from api.queries import (
     invalid,
     wait_for,
 )
-from domain.errors import ConversationNotFoundError
+from domain.errors import ConversationNotFoundError, PermissionDeniedError
 from domain.events import (
     Actor,
     FinalizationCause,
@@ -42,9 +42,9 @@ from domain.events import (
     Slug,
     Status,
 )
-from domain.permissions import Caller, Permission
+from domain.permissions import Caller, Permission, may
 from projections.history import COLUMNS as HISTORY_COLUMNS
-from projections.listing_query import Bar, Page, Sort, one, page, shown
+from projections.listing_query import Bar, Page, Sort, one, owner_of, page, shown
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 ConversationId = Annotated[UUID, Path(description="the conversation's id", examples=[demo.CONVERSATION])]
@@ -162,7 +162,7 @@ async def list_conversations(
     more = len(rows) > wanted.limit
     rows = rows[: wanted.limit]
     cursor = encode_cursor(wanted.sort, wanted.order, rows[-1]["sort_value"], rows[-1]["id"]) if more else None
-    return as_json({"items": [shown(row) for row in rows], "next": cursor})
+    return as_json({"items": [shown(row, caller) for row in rows], "next": cursor})
 
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?\+00")
@@ -195,7 +195,7 @@ async def get_conversation(
     """The conversation as the listing shows it, its version as the ETag."""
     await wait_for(request, "listing", at_least)
     row = await _visible(request, caller, id)
-    return as_json(shown(row), {"ETag": f'"{row["version"]}"'})
+    return as_json(shown(row, caller), {"ETag": f'"{row["version"]}"'})
 
 
 class MessageView(BaseModel):
@@ -268,7 +268,9 @@ async def get_history(
     """Everything that happened to the conversation, oldest first, and how it stood after each event."""
     require(caller, Permission.READ_HISTORY)
     await wait_for(request, "history", at_least)
-    await _visible(request, caller, id)
+    conversation = await _visible(request, caller, id)
+    if not may(caller, Permission.READ_HISTORY, owner_of(conversation)):
+        raise PermissionDeniedError(f"This needs the permission '{Permission.READ_HISTORY}' for this conversation.")
     after = decode_cursor(cursor, int) or [0]
     rows = await fetch(
         request,

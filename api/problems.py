@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from adapters.command_handler import OutcomeUnknownError, UnavailableError
@@ -45,6 +46,7 @@ TITLES = {
     403: "Not permitted",
     404: "Not found",
     405: "Method not allowed",
+    408: "Too slow",
     409: "Refused by a rule",
     412: "Changed in the meantime",
     413: "Too large",
@@ -85,7 +87,7 @@ def problem(status: int, code: str, detail: str, headers: dict[str, str] | None 
 async def on_domain_error(_: Request, error: Exception) -> Response:
     """A refusal."""
     assert isinstance(error, DomainError)
-    more = {"version": error.actual} if isinstance(error, VersionConflictError) else {}
+    more = {"version": error.actual, "since": error.since} if isinstance(error, VersionConflictError) else {}
     headers = {"ETag": f'"{error.actual}"'} if isinstance(error, VersionConflictError) else None
     return problem(status_of(error), error.code, error.detail, headers, **more)
 
@@ -111,9 +113,13 @@ async def on_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:
         return problem(422, "invalid-request", "The body is not valid JSON.")
-    code = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}.get(
-        error.status_code, "refused"
-    )
+    code = {
+        404: "not-found",
+        405: "method-not-allowed",
+        408: "too-slow",
+        413: "too-large",
+        415: "unsupported-media-type",
+    }.get(error.status_code, "refused")
     headers = dict(error.headers) if error.headers else None
     return problem(error.status_code, code, str(error.detail), headers)
 
@@ -131,6 +137,11 @@ async def on_unavailable(_: Request, error: Exception) -> Response:
     return problem(503, code, detail, {"Retry-After": retry_after})
 
 
+async def on_broken_off(_: Request, __: Exception) -> Response:
+    """The client went away in the middle of its request: nobody reads this, and nothing was done."""
+    return problem(400, "broken-off", "The request ended before its body did.")
+
+
 async def on_bug(_: Request, error: Exception) -> Response:
     """A bug: logged in full, told in short."""
     log.error("unhandled error", exc_info=error)
@@ -145,4 +156,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http_exception)
     for unavailable in (UnavailableError, psycopg.OperationalError, PoolTimeout):
         app.add_exception_handler(unavailable, on_unavailable)
+    app.add_exception_handler(ClientDisconnect, on_broken_off)
     app.add_exception_handler(Exception, on_bug)

@@ -61,9 +61,10 @@ class ReadModelBehindError(UnavailableError):
     """The read model has not yet reached the position asked for."""
 
 
-async def fetch(request: Request, query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-    """The rows of ``query``."""
-    async with request.app.state.pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+async def fetch(request: Request, query: str, values: Sequence[Any], *, quick: bool = False) -> list[dict[str, Any]]:
+    """The rows of ``query``; a ``quick`` one does not wait behind searches."""
+    pool = request.app.state.quick_pool if quick else request.app.state.pool
+    async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(query, values)
         rows: list[dict[str, Any]] = await cursor.fetchall()
         return rows

@@ -9,7 +9,7 @@ import uvicorn
 from fastapi.routing import APIRoute
 
 from api import conversations
-from api.app import create_app
+from api.app import create_app, settle
 from api.settings import load
 from api.supervisor import watch_supervisor
 
@@ -31,6 +31,7 @@ def main() -> None:
     paths = [route.path if isinstance(route, APIRoute) else "" for route in routes]
     routes.insert(next(index for index, path in enumerate(paths) if path.endswith(NEIGHBOUR)), routes.pop())
     app = create_app(settings, settings.database_url)
+    settle()
     uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="warning")
 
 

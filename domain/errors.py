@@ -176,6 +176,8 @@ class VersionConflictError(DomainError):
         super().__init__(f"You named version {expected}; it is at version {actual}. Read what changed and decide anew.")
         self.expected = expected
         self.actual = actual
+        self.since: list[dict[str, object]] = []
+        """What happened since, where somebody has looked it up."""
 
 
 class IdempotencyKeyReusedError(DomainError):

@@ -10,8 +10,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from domain.events import Priority
-from domain.permissions import Caller, Permission, Scope
+from domain.events import Owner, Priority
+from domain.permissions import Caller, Permission, Scope, may
 from projections.listing import COLUMNS
 
 Condition = tuple[str, list[Any]]
@@ -53,7 +53,7 @@ class Bar:
     finalized_until: datetime | None = None
     text: str | None = None
 
-    def conditions(self) -> list[Condition]:
+    def conditions(self, caller: Caller) -> list[Condition]:
         """The filters as SQL; periods hold their start and not their end."""
         found: list[Condition] = []
         for column, values, type_ in (
@@ -77,7 +77,7 @@ class Bar:
             if end is not None:
                 found.append((f"{column} < %s", [end]))
         if self.text:
-            found.append(_text(self.text))
+            found.append(_text(self.text, caller))
         return found
 
 
@@ -100,7 +100,7 @@ def page(caller: Caller, wanted: Page) -> Condition:
     type_ = _TYPES.get(wanted.sort, "timestamptz")
     if wanted.sort in _NULLABLE:  # rows without it come last, either way
         value = f"coalesce({value}, '{'-' if wanted.descending else ''}infinity')"
-    conditions = [*visible(caller), *wanted.bar.conditions()]
+    conditions = [*visible(caller), *wanted.bar.conditions(caller)]
     if wanted.after is not None:
         conditions.append((f"({value}, id) {beyond} (%s::{type_}, %s)", list(wanted.after)))
     where, values = _all(conditions)
@@ -133,23 +133,32 @@ def visible(caller: Caller, permission: Permission = Permission.VIEW) -> list[Co
     return conditions
 
 
-def shown(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as clients see it."""
+def shown(row: dict[str, Any], caller: Caller) -> dict[str, Any]:
+    """A row as ``caller`` sees it: the contact's details only with the permission for them."""
     hidden = {"workspace_id", "sort_value"}
-    return {key: value for key, value in row.items() if key not in hidden} | {
-        "priority": list(Priority)[row["priority"]].value,
-    }
+    view = {key: value for key, value in row.items() if key not in hidden}
+    view["priority"] = list(Priority)[row["priority"]].value
+    if not may(caller, Permission.VIEW_CONTACT, owner_of(row)):
+        view |= {"contact_name": None, "contact_phones": [], "contact_emails": [], "contact_attributes": {}}
+    return view
+
+
+def owner_of(row: dict[str, Any]) -> Owner:
+    """Who answers for the conversation of ``row``."""
+    return Owner(sector_id=row["sector_id"], agent_id=row["agent_id"], bot=row["bot"])
 
 
 def _all(conditions: Sequence[Condition]) -> Condition:
     return " and ".join(text for text, _ in conditions), [value for _, values in conditions for value in values]
 
 
-def _text(text: str) -> Condition:
-    """Protocol or e-mail that starts so, contact's name that contains it, phone with these digits."""
+def _text(text: str, caller: Caller) -> Condition:
+    """Protocol or e-mail that starts so, contact's name that contains it, phone with these digits.
+
+    The contact is looked at only where the caller may view contacts, or a search would tell what is not shown.
+    """
     literal = text.strip().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    options = [
-        ("protocol ilike %s", [f"{literal}%"]),
+    options: list[Condition] = [
         ("contact_name ilike %s", [f"%{literal}%"]),
         ("exists (select from unnest(contact_emails) email where email ilike %s)", [f"{literal}%"]),
     ]
@@ -161,4 +170,7 @@ def _text(text: str) -> Condition:
                 [f"%{digits}%"],
             )
         )
-    return f"({' or '.join(option for option, _ in options)})", [value for _, values in options for value in values]
+    either = " or ".join(option for option, _ in options)
+    may_look, scope = _all(visible(caller, Permission.VIEW_CONTACT))
+    sought = [value for _, values in options for value in values]
+    return f"(protocol ilike %s or (({either}) and {may_look}))", [f"{literal}%", *sought, *scope]

@@ -111,13 +111,15 @@ def serve() -> None:
     """Serve the API alone."""
     import uvicorn  # noqa: PLC0415  # only this command needs the web server
 
-    from api.app import create_app  # noqa: PLC0415  # the same
+    from api.app import create_app, settle  # noqa: PLC0415  # the same
 
     chosen = load_settings()
     watch_supervisor()
     with database(chosen) as url:
+        application = create_app(chosen, url)
+        settle()
         uvicorn.run(
-            create_app(chosen, url),
+            application,
             host=chosen.host,
             port=chosen.port,
             loop="uvloop",

