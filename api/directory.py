@@ -4,7 +4,7 @@ Invariant: a token's secret is shown once, in the answer that issues it, and sto
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import orjson
@@ -31,10 +31,9 @@ from domain.commands import (
     RegisterAgent,
     RenameSector,
     RevokeToken,
-    TokenActor,
     role_id,
 )
-from domain.events import Actor, Fact, Name, Slug
+from domain.events import Actor, ActorKind, Fact, Name, Slug
 from domain.permissions import BUILT_IN_ROLES, Permission, Scope
 
 router = APIRouter(prefix="/v1", tags=["directory"])
@@ -46,16 +45,19 @@ TokenId = Annotated[UUID, Path(examples=[demo.SPARE_TOKEN])]
 RoleName = Annotated[Slug, Path(examples=["analista"])]
 
 
-class NewSector(CreateSector):
+class NewSector(Fact):
     """A team to set up."""
 
     id: UUID | None = None
+    name: Name
 
 
-class NewAgent(RegisterAgent):
+class NewAgent(Fact):
     """A person inside."""
 
     id: UUID | None = None
+    name: Name
+    role: Slug = "agent"
 
 
 class RoleGrants(Fact):
@@ -74,11 +76,17 @@ def _storable(moment: datetime) -> datetime:
 _FIRST_MOMENT, _LAST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 
 
+class Holder(Actor):
+    """Whose token it is."""
+
+    kind: Literal[ActorKind.AGENT, ActorKind.BOT, ActorKind.INTEGRATION]
+
+
 class NewToken(Fact):
     """An access token to issue: for an agent (actor kind agent, their id), a bot or an integration."""
 
     name: Name
-    actor: TokenActor
+    actor: Holder
     role: Slug
     expires_at: Annotated[AwareDatetime, Strict(), AfterValidator(_storable)] | None = None
 

@@ -74,8 +74,7 @@ def agent_of(actor: Actor) -> UUID | None:
 def _check_token_actor(actor: Actor) -> Actor:
     if actor.kind in {ActorKind.SYSTEM, ActorKind.CONTACT}:
         raise ValueError("a token is an agent's, a bot's or an integration's")
-    agent_id = agent_of(actor)
-    return actor if agent_id is None else Actor(kind=actor.kind, id=str(agent_id))
+    return Actor(kind=actor.kind, id=str(agent_of(actor) or actor.id))
 
 
 TokenActor = Annotated[Actor, AfterValidator(_check_token_actor)]
