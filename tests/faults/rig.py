@@ -141,7 +141,8 @@ def assert_projected(conninfo: str, seconds: float = 30) -> None:
         return all(position == last or halted for position, halted in rows)
 
     wait_until(halted_or_there, "the read models reach the log's head", seconds)
-    assert not query(conninfo, "select name, halted from projection_positions where halted is not null")
+    halted = query(conninfo, "select name, halted from projection_positions where halted is not null")
+    assert not halted, f"halted: {halted}"
 
 
 # A PostgreSQL that may be killed

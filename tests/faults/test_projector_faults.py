@@ -173,13 +173,13 @@ def halts_before_poison_and_then_goes_on(kind: type[Projector], conninfo: str) -
         wait_until(lambda: positions(conninfo)["listing"][1], "it says that it is halted", 4)
         wait_until(lambda: positions(conninfo)["history"] == (last, None), "the others go on", 4)
         time.sleep(0.8)  # it tries again, in vain
-        assert positions(conninfo)["listing"] == (8, "ValueError: poison"), "skipped"
+        assert positions(conninfo)["listing"] == (8, "ValueError at the event after position 8"), "skipped"
         assert query(conninfo, "select max(position) <= 8 from listing") == [(True,)]
         ready = ask(conninfo, "/readyz")
         assert ready.status_code == 503
         assert "listing" in ready.json()["reason"]
         halted = {name: state["halted"] for name, state in ready.json()["projections"].items()}
-        assert halted == {"directory": None, "history": None, "listing": "ValueError: poison"}
+        assert halted == {"directory": None, "history": None, "listing": "ValueError at the event after position 8"}
         assert 'conversas_projection_halted{read_model="listing"} 1.0' in ask(conninfo, "/metrics").text
         allergic.poison = 0
         wait_until(lambda: positions(conninfo)["listing"] == (last, None), "it goes on by itself")
@@ -213,7 +213,7 @@ def test_an_unknown_topic_is_never_passed_over_and_holds_up_nothing_before_it(fi
     with projecting(filled):
         wait_until(lambda: all(halted for _, halted in positions(filled).values()), "all say that they are halted")
         assert {at for at, _ in positions(filled).values()} == {position - 1}
-        assert all("from-the-future.v7" in str(halted) for _, halted in positions(filled).values())
+        assert all("UnknownTopicError" in str(halted) for _, halted in positions(filled).values())
         assert ask(filled, "/readyz").status_code == 503
         with mended(filled, "delete from events where position = %s", (position,)):
             wait_until(lambda: set(positions(filled).values()) == {(position + 1, None)}, "they go on")
@@ -378,8 +378,8 @@ def test_canary_a_rebuild_in_place_that_is_killed_is_caught(filled: str) -> None
         killed_in_the_middle_it_changes_nothing("in-place", LISTING, filled)
 
 
-def rebuild_while_commands_come_in(conninfo: str) -> None:
-    """Rebuild all, twice, beside a projector and a writer: nothing is lost at the swap."""
+def rebuild_while_commands_come_in(conninfo: str, times: int = 2) -> None:
+    """Rebuild all, a few times, beside a projector and a writer: nothing is lost at the swap."""
     stop = threading.Event()
 
     def write() -> None:
@@ -390,7 +390,7 @@ def rebuild_while_commands_come_in(conninfo: str) -> None:
     writing.start()
     try:
         with projecting(conninfo, batch_size=50):
-            for model in (*READ_MODELS, *READ_MODELS):
+            for model in READ_MODELS * times:
                 assert rebuild_module.rebuild(conninfo, model, batch_size=20) > 0
             stop.set()
             writing.join()
@@ -426,8 +426,8 @@ def test_canary_a_swap_that_leaves_the_position_is_caught(filled: str, monkeypat
     project_all(filled)
     with monkeypatch.context() as patched:
         patched.setattr(rebuild_module, "connect", connect)
-        with pytest.raises(AssertionError, match=r"differ|duplicate key|halted"):
-            rebuild_while_commands_come_in(filled)
+        with pytest.raises(AssertionError, match=r"differ|duplicate key|halted|UniqueViolation"):
+            rebuild_while_commands_come_in(filled, times=5)  # a race: now and then it is won
 
 
 def test_a_rebuild_waits_for_no_reader_for_ever(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
