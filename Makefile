@@ -37,7 +37,7 @@ check: lint test ## exactly what CI runs
 bench: $(VENV)/.dev ## speed as ratios, in one run
 	$(BIN)/python -m benchmarks
 
-faults: $(VENV)/.dev ## the long fault campaigns (bounded; about an hour)
+faults: $(VENV)/.dev ## the long fault campaigns (bounded)
 	CONVERSAS_CAMPAIGN=1 $(BIN)/pytest -m faults
 
 kafka: $(VENV)/.run ## a local Apache Kafka on 127.0.0.1:9092, for a person to use
