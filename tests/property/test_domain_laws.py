@@ -180,6 +180,7 @@ ANYTHING = Made()
 
 # A small world, so that commands meet: some are there, one has gone, one is unknown
 
+CRM = Actor(kind=ActorKind.INTEGRATION, id="crm")
 FIRST, SECOND, GONE, UNKNOWN = IDS = [UUID(int=n) for n in range(1, 5)]
 WORLD = Known(
     contacts={
@@ -256,7 +257,13 @@ BEGINNINGS: dict[StreamType, list[list[Command]]] = {
     StreamType.SECTOR: [[CreateSector(name="one")]],
     StreamType.AGENT: [[_REGISTER], [_REGISTER, commands.JoinSector(sector_id=FIRST)]],
     StreamType.ROLE: [[DefineRole(name="one", grants={})]],
-    StreamType.TOKEN: [[IssueToken(name="one", secret_sha256="a" * 64, actor=Actor(kind=ActorKind.INTEGRATION, id="crm"), role="agent")]],
+    StreamType.TOKEN: [
+        [
+            IssueToken(
+                name="one", secret_sha256="a" * 64, actor=Actor(kind=ActorKind.INTEGRATION, id="crm"), role="agent"
+            )
+        ]
+    ],
 }
 """Ways in which a stream may begin, so that walks get somewhere; one that begins with nothing is always among them."""
 
