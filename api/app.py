@@ -85,7 +85,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
 
 
 def settle() -> None:
-    """Take what is loaded out of the garbage collector's sight and let it look less often: it took a third of the time.
+    """Take what is loaded out of the garbage collector's sight and let it look less often: it slowed every request.
 
     ``make bench`` (HTTP) shows the effect; call it once, before serving.
     """
