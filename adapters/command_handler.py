@@ -105,6 +105,8 @@ class _Folded:
     type: StreamType | None = None
     version: int = 0
     state: State | None = None
+    known_until: int = -1
+    """The position up to which the log certainly holds no more of it; -1: it was never read."""
 
 
 @dataclass(slots=True)
@@ -162,6 +164,10 @@ class CommandHandler:
         self._patience_seconds = patience_seconds
         self._cache: LRUCache[Key, _Folded] = LRUCache(maxsize=cached_states)
         self._committing: EventRow | None = None
+        self._head = 0
+        """Where the log ended after this handler's last transaction."""
+        self._foreign_head = 0
+        """Up to this position others may have appended; what is known only until an earlier one is read again."""
 
     def handle(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and append ``requests`` in order, in one transaction; an answer for each.
@@ -214,36 +220,33 @@ class CommandHandler:
             self._save(connection, batch)
         else:
             connection.commit()  # psycopg forgets its prepared statements on ROLLBACK
+        self._head = batch.head + len(batch.rows)
         for key, folded in batch.folded.items():
+            folded.known_until = self._head
             self._cache[key] = folded
 
     def _load(self, connection: psycopg.Connection, requests: Sequence[Request]) -> _Batch:
-        """Take the append lock, then read what the requests touch, in one round trip."""
-        wanted = {key: self._cache.get(key) for request in requests for key in _touched(request)}
-        rows = [
-            {"workspace_id": key[0], "stream_id": key[1], "version": folded.version if folded else 0}
-            for key, folded in wanted.items()
-        ]
-        cold = [row for row in rows if row["version"] == 0]
+        """Take the append lock, then read what the requests touch, as far as it is not known already.
+
+        One round trip; another where somebody else has appended since this handler's last transaction.
+        """
+        folded = {key: self._cache.get(key) or _Folded() for request in requests for key in _touched(request)}
+        stale = {key for key, known in folded.items() if known.known_until < self._foreign_head}
         keys = {(request.stream.workspace_id, key) for request in requests for key in request.keys}
         asked = [{"workspace_id": workspace_id, "key": key} for workspace_id, key in keys]
-        shapes = codec.state_shapes()
         with connection.pipeline():
             connection.execute(self.lock_statement, prepare=True)
             head = connection.execute("select coalesce(max(position), 0), clock_timestamp() from events", prepare=True)
-            snapshots = connection.execute(_LOAD_SNAPSHOTS, (_json(cold), shapes), prepare=True) if cold else None
-            events = connection.cursor(row_factory=event_row, binary=True)
-            events.execute(_LOAD_EVENTS, (_json(rows), shapes), prepare=True)
+            streams = _read(connection, folded, stale) if stale else ()
             outcomes = connection.execute(_LOAD_OUTCOMES, (_json(asked),), prepare=True) if asked else None
         position, now = head.fetchone() or (0, None)
-        folded = {key: known or _Folded() for key, known in wanted.items()}
-        for workspace_id, stream_id, stream_type, version, state in snapshots or ():
-            type_ = StreamType(stream_type)
-            folded[workspace_id, stream_id] = _Folded(type_, version, codec.decode_state(type_, state))
-        for row in events:
-            key, type_ = (row.workspace_id, row.stream_id), StreamType(row.stream_type)
-            state = DECIDERS[type_].evolve(folded[key].state, codec.decode(row.topic, row.data))
-            folded[key] = _Folded(type_, row.version, state)
+        _fold(folded, *streams)
+        if position != self._head:
+            self._foreign_head = position
+            if known := folded.keys() - stale:
+                with connection.pipeline():
+                    streams = _read(connection, folded, known)
+                _fold(folded, *streams)
         answered = {(workspace_id, key): (print_, answer) for workspace_id, key, print_, answer in outcomes or ()}
         return _Batch(head=position, now=now, folded=folded, answered=answered)
 
@@ -306,6 +309,33 @@ class CommandHandler:
     def close(self) -> None:
         """Give the connection back."""
         self._discard_connection()
+
+
+def _read(connection: psycopg.Connection, folded: Mapping[Key, _Folded], keys: Iterable[Key]) -> "_Streams":
+    """Ask for what follows the folded states of ``keys`` in the log, and for snapshots where nothing is folded."""
+    rows = [{"workspace_id": key[0], "stream_id": key[1], "version": folded[key].version} for key in keys]
+    cold = [row for row in rows if row["version"] == 0]
+    shapes = codec.state_shapes()
+    snapshots = connection.cursor()
+    snapshots.execute(_LOAD_SNAPSHOTS, (_json(cold), shapes), prepare=True)
+    events = connection.cursor(row_factory=event_row, binary=True)
+    events.execute(_LOAD_EVENTS, (_json(rows), shapes), prepare=True)
+    return snapshots, events
+
+
+def _fold(folded: dict[Key, _Folded], snapshots: Iterable[Any] = (), events: Iterable[EventRow] = ()) -> None:
+    """Take up what was read."""
+    for workspace_id, stream_id, stream_type, version, state in snapshots:
+        type_ = StreamType(stream_type)
+        folded[workspace_id, stream_id] = _Folded(type_, version, codec.decode_state(type_, state))
+    for row in events:
+        key, type_ = (row.workspace_id, row.stream_id), StreamType(row.stream_type)
+        state = DECIDERS[type_].evolve(folded[key].state, codec.decode(row.topic, row.data))
+        folded[key] = _Folded(type_, row.version, state)
+
+
+_Streams = tuple[Iterable[Any], Iterable[EventRow]]
+"""Snapshots and events, to be fetched once the pipeline is through."""
 
 
 def _touched(request: Request) -> Iterable[Key]:

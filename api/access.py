@@ -152,6 +152,9 @@ Commands = Annotated[Commanding, Depends(_given_by_the_route)]
 """What a handler of a `CommandRoute` carries out its command with."""
 
 
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
 class CommandRoute(APIRoute):
     """A route that carries a command: as FastAPI documents it, without its general way of finding arguments.
 
@@ -159,7 +162,7 @@ class CommandRoute(APIRoute):
     (``make bench``, HTTP).
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Handler:
         """What is run for a request."""
         hints = get_type_hints(self.endpoint, include_extras=True)
         places = {name: TypeAdapter(hints[name]) for name in self.param_convertors}

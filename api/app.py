@@ -23,6 +23,8 @@ from adapters.identity import Identity
 from adapters.postgres import LIMITS, with_settings
 from adapters.writer import Writer
 from api import contacts, conversations, directory, history, listing, operations, problems
+from api.access import CommandRoute
+from api.dispatch import CommandDispatch
 from api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -75,10 +77,13 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    commands: list[CommandRoute] = []
     for module in (conversations, listing, contacts, directory, history, operations):
         app.include_router(module.router)
+        commands += [route for route in module.router.routes if isinstance(route, CommandRoute)]
     patch_fastapi(app)  # Swagger UI from this process: the page works without any other host
     problems.install(app)
+    app.add_middleware(CommandDispatch, routes=commands)
     app.add_middleware(Limits, max_body_bytes=settings.max_body_bytes)
     _describe_security(app)
     return app

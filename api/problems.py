@@ -4,6 +4,7 @@ Invariant: `code` is stable and tells clients what to do; a bug answers 500 and 
 """
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -148,13 +149,25 @@ async def on_bug(_: Request, error: Exception) -> Response:
     return problem(500, "internal-error", "Something went wrong on our side; nothing more is said here on purpose.")
 
 
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    DomainError: on_domain_error,
+    UnauthenticatedError: on_unauthenticated,
+    RequestValidationError: on_invalid,
+    HTTPException: on_http_exception,
+    UnavailableError: on_unavailable,
+    psycopg.OperationalError: on_unavailable,
+    PoolTimeout: on_unavailable,
+    ClientDisconnect: on_broken_off,
+    Exception: on_bug,
+}
+
+
+async def answer_to(request: Request, error: Exception) -> Response:
+    """The problem document for ``error``, by the nearest of its classes."""
+    return await next(_HANDLERS[cls] for cls in type(error).__mro__ if cls in _HANDLERS)(request, error)
+
+
 def install(app: FastAPI) -> None:
     """Make ``app`` answer every error as a problem document."""
-    app.add_exception_handler(DomainError, on_domain_error)
-    app.add_exception_handler(UnauthenticatedError, on_unauthenticated)
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(HTTPException, on_http_exception)
-    for unavailable in (UnavailableError, psycopg.OperationalError, PoolTimeout):
-        app.add_exception_handler(unavailable, on_unavailable)
-    app.add_exception_handler(ClientDisconnect, on_broken_off)
-    app.add_exception_handler(Exception, on_bug)
+    for cls, handler in _HANDLERS.items():
+        app.add_exception_handler(cls, handler)

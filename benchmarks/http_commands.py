@@ -30,7 +30,8 @@ from api.supervisor import PARENT_VARIABLE
 from benchmarks.measuring import Bench, Sample, Stopwatch, goal, middle, ratio, table
 from benchmarks.workload import TEXT, opening, write
 
-CONNECTIONS = 64
+CONNECTIONS = (64, 128)
+"""At 64 a transaction carries half of what is under way, 32 commands, and part of each core waits for the other."""
 TOKEN = "benchmark-token-of-the-demo"
 NOTHING = "POST that does nothing"
 START_SECONDS = 20
@@ -174,7 +175,7 @@ def _prepare(conninfo: str) -> list[UUID]:
     with closing(CommandHandler(conninfo)) as handler, closing(Projector(conninfo)) as projector:
         demo.load(handler, TOKEN)
         projector.catch_up()
-        requests = [opening(demo.CONTACT, demo.WORKSPACE) for _ in range(CONNECTIONS)]
+        requests = [opening(demo.CONTACT, demo.WORKSPACE) for _ in range(max(CONNECTIONS))]
         write(handler, requests)
     return [request.stream.id for request in requests]
 
@@ -184,20 +185,27 @@ def run(bench: Bench) -> None:
     seconds = 0.5 if bench.is_quick else 1.0
     conninfo = bench.database(read_models=True)
     conversations = _prepare(conninfo)
+    with _server(conninfo) as (port, process):
+        uvloop.run(_load(port, conversations, _note, 0.5))
+        for connections in CONNECTIONS:
+            _measure(bench, port, process, conversations[:connections], seconds)
+    bench.drop(conninfo)
+
+
+def _measure(bench: Bench, port: int, process: psutil.Process, conversations: Sequence[UUID], seconds: float) -> None:
     samples: dict[str, list[Sample]] = defaultdict(list)
     latencies: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
-    with _server(conninfo) as (port, process):
-        uvloop.run(_load(port, conversations, _note, 0.5))
-        for _ in bench.rounds(7):
-            for name, requests in CONTENDERS.items():
-                loop_seconds, watch = _loop_cpu_seconds(process), Stopwatch(bench.postmaster, process)
-                found = uvloop.run(_load(port, conversations, requests, seconds))
-                samples[name].append(watch.sample(len(found)))
-                shares[name].append((_loop_cpu_seconds(process) - loop_seconds) / len(found) * 1e6)
-                latencies[name] += found
-    bench.drop(conninfo)
-    _report(samples, latencies, shares)
+    for _ in bench.rounds(7):
+        for name, requests in CONTENDERS.items():
+            loop_seconds, watch = _loop_cpu_seconds(process), Stopwatch(bench.postmaster, process)
+            found = uvloop.run(_load(port, conversations, requests, seconds))
+            samples[name].append(watch.sample(len(found)))
+            shares[name].append((_loop_cpu_seconds(process) - loop_seconds) / len(found) * 1e6)
+            latencies[name] += found
+    worst = _report(len(conversations), samples, latencies, shares)
+    if len(conversations) == max(CONNECTIONS):
+        goal(f"slowest command / POST that does nothing, {len(conversations)} connections", worst, 0.6)
 
 
 def _loop_cpu_seconds(process: psutil.Process) -> float:
@@ -207,8 +215,12 @@ def _loop_cpu_seconds(process: psutil.Process) -> float:
 
 
 def _report(
-    samples: dict[str, list[Sample]], latencies: dict[str, list[float]], loop_microseconds: dict[str, list[float]]
-) -> None:
+    connections: int,
+    samples: dict[str, list[Sample]],
+    latencies: dict[str, list[float]],
+    loop_microseconds: dict[str, list[float]],
+) -> float:
+    """Print the table; the ratio of the slowest command."""
     lines = []
     for name, rounds in samples.items():
         typical = middle(rounds)
@@ -221,12 +233,11 @@ def _report(
             )
         )
     table(
-        f"HTTP: commands per second over {CONNECTIONS} connections, each waiting for its answer",
+        f"HTTP: commands per second over {connections} connections, each waiting for its answer",
         (
             *("", "requests/s", "/ nothing", "p50 ms", "p99 ms", "CPU µs/request, event loop"),
             *("CPU µs/request, writer", "CPU µs/request, PostgreSQL"),
         ),
         lines,
     )
-    worst = min(ratio(rounds, samples[NOTHING]) for name, rounds in samples.items() if name != NOTHING)
-    goal("slowest command / POST that does nothing", worst, 0.6)
+    return min(ratio(rounds, samples[NOTHING]) for name, rounds in samples.items() if name != NOTHING)

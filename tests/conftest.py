@@ -20,6 +20,7 @@ TOGETHER = {"test_import_servicenow.py": "imported-log", "test_whole_way.py": "i
 """Files that share something made once a session; else each file is one piece of work for the parallel run."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what shares its fixtures in one worker of ``pytest -n 2 --dist loadgroup``."""
     for item in items:

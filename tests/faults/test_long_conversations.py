@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -107,6 +108,46 @@ def test_what_another_process_wrote_is_all_that_is_loaded(database: str, monkeyp
         with counted(monkeypatch) as counts:
             assert do(ours, note(), id_).version == 2 * SNAPSHOT_EVERY + 9
         assert counts == {"events": 7}
+
+
+class Anything(int):
+    """A number equal to whatever it is compared with."""
+
+    __hash__ = int.__hash__
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+class Alone(CommandHandler):
+    """Canary: believes that nobody else appends."""
+
+    _head = property(lambda _: Anything(), lambda *_: None)  # type: ignore[assignment]
+
+
+def handlers_take_turns(kind: type[CommandHandler], database: str) -> None:
+    """Three processes write to the same conversations in random turns, in batches of one to three."""
+    random = Random(7)
+    versions: Counter[UUID] = Counter()
+    with handling(database, kind) as one, handling(database, kind) as two, handling(database, kind) as three:
+        ids = [conversation(one) for _ in range(4)]
+        versions.update(dict.fromkeys(ids, 1))
+        for _ in range(300):
+            batch = random.choices(ids, k=random.randint(1, 3))
+            handler = random.choice([one, one, one, two, three])
+            for id_, answer in zip(batch, handler.handle([request(note(), id_) for id_ in batch]), strict=True):
+                versions[id_] += 1
+                assert isinstance(answer, Outcome), answer
+                assert answer.version == versions[id_]
+
+
+def test_a_cached_state_is_read_again_when_somebody_else_has_appended(database: str) -> None:
+    handlers_take_turns(CommandHandler, database)
+
+
+def test_canary_a_handler_that_believes_to_be_alone_is_found(database: str) -> None:
+    with pytest.raises(AssertionError):
+        handlers_take_turns(Alone, database)
 
 
 @pytest.mark.parametrize("messages", [SNAPSHOT_EVERY - 2, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 3 * SNAPSHOT_EVERY + 7])
