@@ -16,17 +16,6 @@ CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
 """Run the long forms of the fault tests (`make faults`)."""
 
 
-TOGETHER = {"test_import_servicenow.py": "imported-log", "test_whole_way.py": "imported-log"}
-"""Files that share something made once a session; else each file is one piece of work for the parallel run."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares its fixtures in one worker of ``pytest -n 2 --dist loadgroup``."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.name, item.path.name)))
-
-
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A real PostgreSQL server, for as long as the tests run."""
