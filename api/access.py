@@ -27,7 +27,7 @@ from domain.commands import Command
 from domain.envelope import Stream
 from domain.errors import PermissionDeniedError, VersionConflictError
 from domain.events import Surface
-from domain.permissions import Caller, Permission, may
+from domain.permissions import Caller, Permission, Scope, may
 
 CLIENT_SURFACES = {
     surface.value.encode(): surface for surface in Surface if surface not in {Surface.IMPORT, Surface.BULK}
@@ -68,6 +68,28 @@ def require(caller: Caller, permission: Permission) -> None:
     if not may(caller, permission):
         msg = f"This needs the permission '{permission}', which your role does not grant."
         raise PermissionDeniedError(msg)
+
+
+class Needs:
+    """A dependency: the caller of a route, who must have ``permission``, in ``scope`` where one is given."""
+
+    def __init__(self, permission: Permission, scope: Scope | None = None) -> None:
+        self.permission = permission
+        self.scope = scope
+
+    async def __call__(self, request: Request) -> Caller:
+        """The caller."""
+        caller = await authenticate(request)
+        require(caller, self.permission)
+        if self.scope is not None and caller.scope(self.permission) is not self.scope:
+            msg = f"This needs the permission '{self.permission}' in the scope '{self.scope}'."
+            raise PermissionDeniedError(msg)
+        return caller
+
+
+def needs(permission: Permission, scope: Scope | None = None) -> Any:
+    """Annotates the parameter of a route that takes its caller: ``caller: Annotated[Caller, needs(...)]``."""
+    return Depends(Needs(permission, scope))
 
 
 class Commanding:
@@ -119,6 +141,7 @@ class Commanding:
         """What happened after ``version``, for a caller who may see it: the first hundred events, without contents."""
         return await fetch(
             self._request,
+            self.caller,
             "select version, topic, actor_kind || ':' || actor_id as actor, surface, recorded_at from events"
             " where workspace_id = %s and stream_id = %s and version > %s order by version limit 100",
             (self.caller.workspace_id, id_, version),

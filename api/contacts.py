@@ -13,12 +13,12 @@ from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from api import demo
-from api.access import QUERY_PROBLEMS, Authenticated, Commands, answer, command_route, require
+from api.access import QUERY_PROBLEMS, Commands, answer, command_route, needs
 from api.queries import AtLeast, as_json, fetch, wait_for
 from domain.commands import ChangeContactDetails, RegisterContact
 from domain.errors import ContactNotFoundError
 from domain.events import ContactDetails
-from domain.permissions import Permission, Scope
+from domain.permissions import Caller, Permission, Scope
 from projections.listing_query import visible
 
 router = APIRouter(prefix="/v1/contacts", tags=["contacts"])
@@ -73,9 +73,10 @@ async def change_contact(id: ContactId, body: ContactDetails, commands: Commands
 
 
 @router.get("/{id}", summary="Get a contact", response_model=ContactView, responses=QUERY_PROBLEMS)
-async def get_contact(id: ContactId, request: Request, caller: Authenticated, at_least: AtLeast = None) -> Response:
+async def get_contact(
+    id: ContactId, request: Request, caller: Annotated[Caller, needs(Permission.VIEW_CONTACT)], at_least: AtLeast = None
+) -> Response:
     """What is known of the contact, its version as the ETag."""
-    require(caller, Permission.VIEW_CONTACT)
     await wait_for(request, "listing", at_least)
     where, values = "workspace_id = %s and id = %s", [caller.workspace_id, id]
     if caller.scope(Permission.VIEW_CONTACT) is not Scope.ALL:
@@ -83,7 +84,9 @@ async def get_contact(id: ContactId, request: Request, caller: Authenticated, at
         theirs = " and ".join(condition for condition, _ in conditions)
         where += f" and exists (select from listing where contact_id = %s and {theirs})"
         values += [id, *(value for _, some in conditions for value in some)]
-    rows = await fetch(request, f"select {', '.join(ContactView.model_fields)} from contacts where {where}", values)
+    rows = await fetch(
+        request, caller, f"select {', '.join(ContactView.model_fields)} from contacts where {where}", values
+    )
     if not rows:
         raise ContactNotFoundError
     return as_json(rows[0], {"ETag": f'"{rows[0]["version"]}"'})

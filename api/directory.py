@@ -4,7 +4,7 @@ Invariant: a token's secret is shown once, in the answer that issues it, and sto
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 import orjson
@@ -16,7 +16,7 @@ from uuid_utils.compat import uuid7
 
 from adapters.identity import digest, new_secret
 from api import demo
-from api.access import QUERY_PROBLEMS, Authenticated, Commands, answer, command_route, require
+from api.access import QUERY_PROBLEMS, Authenticated, Commands, answer, command_route, needs
 from api.queries import CommandAnswer, as_json, fetch
 from domain.commands import (
     ChangeAgentRole,
@@ -34,7 +34,7 @@ from domain.commands import (
     role_id,
 )
 from domain.events import Actor, ActorKind, Fact, Name, Slug
-from domain.permissions import BUILT_IN_ROLES, Permission, Scope
+from domain.permissions import BUILT_IN_ROLES, Caller, Permission, Scope
 
 router = APIRouter(prefix="/v1", tags=["directory"])
 SectorId = Annotated[UUID, Path(examples=[demo.SECTOR])]
@@ -226,10 +226,10 @@ async def revoke_token(id: TokenId, commands: Commands) -> Response:
     return answer(await commands.execute(RevokeToken(), id))
 
 
-async def _list(request: Request, caller: Any, table: str, view: type[BaseModel]) -> Response:
+async def _list(request: Request, caller: Caller, table: str, view: type[BaseModel]) -> Response:
     columns = ", ".join(view.model_fields)
     query = f"select {columns} from {table} where workspace_id = %s order by name, id"
-    return as_json({"items": await fetch(request, query, (caller.workspace_id,))})
+    return as_json({"items": await fetch(request, caller, query, (caller.workspace_id,))})
 
 
 class Sectors(BaseModel):
@@ -257,31 +257,27 @@ class Roles(BaseModel):
 
 
 @router.get("/sectors", summary="List the sectors", response_model=Sectors, responses=QUERY_PROBLEMS)
-async def list_sectors(request: Request, caller: Authenticated) -> Response:
+async def list_sectors(request: Request, caller: Annotated[Caller, needs(Permission.VIEW)]) -> Response:
     """Every sector of the workspace."""
-    require(caller, Permission.VIEW)
     return await _list(request, caller, "sectors", SectorView)
 
 
 @router.get("/agents", summary="List the agents", response_model=Agents, responses=QUERY_PROBLEMS)
-async def list_agents(request: Request, caller: Authenticated) -> Response:
+async def list_agents(request: Request, caller: Annotated[Caller, needs(Permission.VIEW)]) -> Response:
     """Every agent of the workspace."""
-    require(caller, Permission.VIEW)
     return await _list(request, caller, "agents", AgentView)
 
 
 @router.get("/tokens", summary="List the access tokens", response_model=Tokens, responses=QUERY_PROBLEMS)
-async def list_tokens(request: Request, caller: Authenticated) -> Response:
+async def list_tokens(request: Request, caller: Annotated[Caller, needs(Permission.MANAGE_TOKENS)]) -> Response:
     """Every access token of the workspace, revoked ones too; never a secret."""
-    require(caller, Permission.MANAGE_TOKENS)
     return await _list(request, caller, "tokens", TokenView)
 
 
 @router.get("/roles", summary="List the roles", response_model=Roles, responses=QUERY_PROBLEMS)
-async def list_roles(request: Request, caller: Authenticated) -> Response:
+async def list_roles(request: Request, caller: Annotated[Caller, needs(Permission.MANAGE_DIRECTORY)]) -> Response:
     """The built-in roles and those of the workspace."""
-    require(caller, Permission.MANAGE_DIRECTORY)
-    own = await fetch(request, "select name, grants from roles where workspace_id = %s", (caller.workspace_id,))
+    own = await fetch(request, caller, "select name, grants from roles where workspace_id = %s", (caller.workspace_id,))
     return as_json({"items": dict(BUILT_IN_ROLES) | {row["name"]: row["grants"] for row in own}})
 
 

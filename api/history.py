@@ -13,12 +13,11 @@ from starlette.responses import Response
 
 from adapters.event_log import COLUMNS as EVENT_COLUMNS
 from adapters.event_log import EventRow, recorded
-from api.access import QUERY_PROBLEMS, Authenticated, require
-from api.queries import Moment, Position, as_json, decode_cursor, encode_cursor, fetch, wait_for
+from api.access import QUERY_PROBLEMS, needs
+from api.queries import Moment, Position, as_json, decode_cursor, encode_cursor, fetch, fetch_status, wait_for
 from domain.envelope import StreamType
-from domain.errors import PermissionDeniedError
 from domain.events import EVENTS, UNPUBLISHED, Actor, Line, Surface
-from domain.permissions import Permission, Scope
+from domain.permissions import Caller, Permission, Scope
 from projections.history import COLUMNS
 from projections.listing_query import Condition, visible
 
@@ -73,10 +72,11 @@ class HistoryParameters(BaseModel):
 
 @router.get("/history", summary="Search the history", response_model=HistoryPage, responses=QUERY_PROBLEMS)
 async def search_history(
-    request: Request, caller: Authenticated, wanted: Annotated[HistoryParameters, Query()]
+    request: Request,
+    caller: Annotated[Caller, needs(Permission.READ_HISTORY)],
+    wanted: Annotated[HistoryParameters, Query()],
 ) -> Response:
     """Events across conversations, newest first; only of what you may see."""
-    require(caller, Permission.READ_HISTORY)
     before = decode_cursor(wanted.cursor, int)
     await wait_for(request, "history", wanted.at_least)
     conditions: list[Condition] = [("workspace_id = %s", [caller.workspace_id])]
@@ -100,6 +100,7 @@ async def search_history(
     where = " and ".join(text for text, _ in conditions)
     rows = await fetch(
         request,
+        caller,
         f"select {', '.join(COLUMNS)} from history where {where} order by position desc limit %s",
         [*(value for _, some in conditions for value in some), wanted.limit + 1],
     )
@@ -157,22 +158,20 @@ SCANNED = 10_000
 @router.get("/events", summary="Read the log", response_model=EventPage, responses=QUERY_PROBLEMS)
 async def read_events(
     request: Request,
-    caller: Authenticated,
+    caller: Annotated[Caller, needs(Permission.READ_HISTORY, Scope.ALL)],
     wanted: Annotated[EventParameters, Query()],
 ) -> Response:
     """Every event of the workspace after a position, in order: for consumers without Kafka.
 
     A page may be short or empty although more follow; ``next`` always goes on where it ended.
     """
-    if caller.scope(Permission.READ_HISTORY) is not Scope.ALL:
-        msg = f"This needs the permission '{Permission.READ_HISTORY}' for all of the workspace."
-        raise PermissionDeniedError(msg)
     after, limit = wanted.after, wanted.limit
     # The head first: what is appended after this look belongs to the next page.
-    head = await fetch(request, "select coalesce(max(position), 0) as head from events", ())
+    head = await fetch_status(request, "select coalesce(max(position), 0) as head from events")
     end = min(after + SCANNED, head[0]["head"])
     rows = await fetch(
         request,
+        caller,
         f"select {EVENT_COLUMNS} from events"
         " where position > %s and position <= %s and workspace_id = %s order by position limit %s",
         (after, end, caller.workspace_id, limit),

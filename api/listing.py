@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from adapters.codec import decode
 from api import demo
-from api.access import QUERY_PROBLEMS, Authenticated, require
+from api.access import QUERY_PROBLEMS, needs
 from api.history import HistoryPage, entry
 from api.queries import (
     AtLeast,
@@ -134,10 +134,11 @@ class ListingParameters(BaseModel):
 
 @router.get("", summary="List conversations", response_model=ConversationPage, responses=QUERY_PROBLEMS)
 async def list_conversations(
-    request: Request, caller: Authenticated, wanted: Annotated[ListingParameters, Query()]
+    request: Request,
+    caller: Annotated[Caller, needs(Permission.VIEW)],
+    wanted: Annotated[ListingParameters, Query()],
 ) -> Response:
     """The conversations that you may see and that fit the filters; several values of one filter are alternatives."""
-    require(caller, Permission.VIEW)
     after = decode_cursor(wanted.cursor, str, str, str, UUID)
     if after is not None and after[:2] != [wanted.sort.value, wanted.order]:
         raise invalid("cursor", "belongs to another sort; start again without it")
@@ -158,7 +159,7 @@ async def list_conversations(
             limit=wanted.limit,
         ),
     )
-    rows = await fetch(request, *statement)
+    rows = await fetch(request, caller, *statement)
     more = len(rows) > wanted.limit
     rows = rows[: wanted.limit]
     cursor = encode_cursor(wanted.sort, wanted.order, rows[-1]["sort_value"], rows[-1]["id"]) if more else None
@@ -181,8 +182,7 @@ def _is_sort_value(sort: Sort, value: str) -> bool:
 
 
 async def _visible(request: Request, caller: Caller, id_: UUID) -> dict[str, Any]:
-    require(caller, Permission.VIEW)
-    rows = await fetch(request, *one(caller, id_))
+    rows = await fetch(request, caller, *one(caller, id_))
     if not rows:
         raise ConversationNotFoundError
     return rows[0]
@@ -190,7 +190,10 @@ async def _visible(request: Request, caller: Caller, id_: UUID) -> dict[str, Any
 
 @router.get("/{id}", summary="Get a conversation", response_model=ConversationView, responses=QUERY_PROBLEMS)
 async def get_conversation(
-    id: ConversationId, request: Request, caller: Authenticated, at_least: AtLeast = None
+    id: ConversationId,
+    request: Request,
+    caller: Annotated[Caller, needs(Permission.VIEW)],
+    at_least: AtLeast = None,
 ) -> Response:
     """The conversation as the listing shows it, its version as the ETag."""
     await wait_for(request, "listing", at_least)
@@ -224,13 +227,18 @@ _DIRECTIONS = {MessageReceived.TOPIC: "received", MessageSent.TOPIC: "sent", Not
 
 @router.get("/{id}/messages", summary="Read its messages", response_model=MessagePage, responses=QUERY_PROBLEMS)
 async def get_messages(
-    id: ConversationId, request: Request, caller: Authenticated, limit: Limit = 100, cursor: Cursor = None
+    id: ConversationId,
+    request: Request,
+    caller: Annotated[Caller, needs(Permission.VIEW)],
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> Response:
     """The conversation's messages and notes, oldest first."""
     await _visible(request, caller, id)
     after = decode_cursor(cursor, int) or [0]
     rows = await fetch(
         request,
+        caller,
         "select version, topic, data, occurred_at, recorded_at from events where workspace_id = %s and stream_id = %s"
         " and version > %s and topic = any(%s) order by version limit %s",
         (caller.workspace_id, id, *after, list(_DIRECTIONS), limit + 1),
@@ -260,13 +268,12 @@ def _message(row: dict[str, Any]) -> dict[str, Any]:
 async def get_history(
     id: ConversationId,
     request: Request,
-    caller: Authenticated,
+    caller: Annotated[Caller, needs(Permission.READ_HISTORY)],
     limit: Limit = 100,
     cursor: Cursor = None,
     at_least: AtLeast = None,
 ) -> Response:
     """Everything that happened to the conversation, oldest first, and how it stood after each event."""
-    require(caller, Permission.READ_HISTORY)
     await wait_for(request, "history", at_least)
     conversation = await _visible(request, caller, id)
     if not may(caller, Permission.READ_HISTORY, owner_of(conversation)):
@@ -274,6 +281,7 @@ async def get_history(
     after = decode_cursor(cursor, int) or [0]
     rows = await fetch(
         request,
+        caller,
         f"select {', '.join(HISTORY_COLUMNS)} from history"
         " where workspace_id = %s and stream_id = %s and version > %s order by version limit %s",
         (caller.workspace_id, id, *after, limit + 1),

@@ -12,7 +12,7 @@ from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from api.queries import as_json, fetch
+from api.queries import as_json, fetch_status
 
 router = APIRouter(tags=["operations"])
 
@@ -54,7 +54,7 @@ async def readyz(request: Request) -> Response:
     reason: str | None = None
     projections: dict[str, Any] = {}
     try:
-        rows = await fetch(request, _STATE, (), quick=True)
+        rows = await fetch_status(request, _STATE)
     except (psycopg.Error, PoolTimeout):
         reason = "the database cannot be reached"
     else:
@@ -74,7 +74,7 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Counters and gauges in the Prometheus text format."""
-    for row in await fetch(request, _STATE, (), quick=True):
+    for row in await fetch_status(request, _STATE):
         LOG_HEAD.set(row["head"])
         PROJECTION_POSITION.labels(row["name"]).set(row["position"])
         PROJECTION_HALTED.labels(row["name"]).set(row["halted"] is not None)

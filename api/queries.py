@@ -6,7 +6,8 @@ Invariant: a cursor holds only what the page before it showed; it grants nothing
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Annotated, Any
 from uuid import UUID
@@ -14,12 +15,14 @@ from uuid import UUID
 import orjson
 from fastapi import Query, Request
 from fastapi.exceptions import RequestValidationError
+from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from adapters.command_handler import UnavailableError
+from domain.permissions import Caller
 
 MAX_POSITION = 2**63 - 1
 Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
@@ -44,6 +47,7 @@ AtLeast = Annotated[
     Query(description="wait, briefly, until the read model has this position of a command's answer"),
 ]
 WAIT_SECONDS = 3.0
+_ENTER = "select set_config('conversas.workspace', %s, %s)"
 
 
 class CommandAnswer(BaseModel):
@@ -61,10 +65,28 @@ class ReadModelBehindError(UnavailableError):
     """The read model has not yet reached the position asked for."""
 
 
-async def fetch(request: Request, query: str, values: Sequence[Any], *, quick: bool = False) -> list[dict[str, Any]]:
-    """The rows of ``query``; a ``quick`` one does not wait behind searches."""
-    pool = request.app.state.quick_pool if quick else request.app.state.pool
-    async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+async def fetch(request: Request, caller: Caller, query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    """The rows of ``query``, of the caller's workspace only: row-level security sees to it."""
+    async with request.app.state.pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+        async with connection.pipeline():
+            await connection.execute(_ENTER, (str(caller.workspace_id), False))
+            await cursor.execute(query, values)
+        rows: list[dict[str, Any]] = await cursor.fetchall()
+        return rows
+
+
+@asynccontextmanager
+async def reading(request: Request, caller: Caller) -> AsyncIterator[AsyncConnection[Any]]:
+    """A transaction that sees the caller's workspace only, for what takes more than one statement."""
+    async with request.app.state.pool.connection() as connection, connection.transaction():
+        await connection.execute(_ENTER, (str(caller.workspace_id), True))
+        yield connection
+
+
+async def fetch_status(request: Request, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """The rows of ``query`` on how far the log and its read models are; does not wait behind searches."""
+    async with request.app.state.quick_pool.connection() as connection:
+        cursor = connection.cursor(row_factory=dict_row)
         await cursor.execute(query, values)
         rows: list[dict[str, Any]] = await cursor.fetchall()
         return rows
@@ -80,7 +102,7 @@ async def wait_for(request: Request, read_model: str, position: int | None) -> N
     deadline, pause = monotonic() + WAIT_SECONDS, 0.005
     query = "select position, (select max(position) from events) as head from projection_positions where name = %s"
     while True:
-        [state] = await fetch(request, query, (read_model,))
+        [state] = await fetch_status(request, query, (read_model,))
         if state["position"] >= position:
             return
         if position > (state["head"] or 0):
