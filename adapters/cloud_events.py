@@ -10,6 +10,7 @@ from uuid import UUID
 
 from kafka.partitioner.default import murmur2
 
+from adapters.schemas import STATE_TYPE
 from domain.envelope import RecordedEvent
 from domain.events import EVENTS, UNPUBLISHED
 
@@ -19,8 +20,8 @@ SPEC_VERSION = ("ce_specversion", b"1.0")
 CONTENT_TYPE = ("content-type", b"application/json")
 
 Header = tuple[str, bytes]
-Message = tuple[bytes, int, bytes, list[Header], int]
-"""A record for Kafka: key, partition, value, headers, time in milliseconds."""
+Message = tuple[bytes, int, bytes | None, list[Header], int]
+"""A record for Kafka: key, partition, value (None: a tombstone), headers, time in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,9 @@ def rfc3339(moment: datetime) -> bytes:
 class MessageMaker:
     """Makes Kafka records of events: CloudEvents 1.0, Kafka binding, binary mode, without personal data."""
 
-    def __init__(self, partitions: int, schema_base: str) -> None:
-        self._schema = {topic: ("ce_dataschema", f"{schema_base}{topic}".encode()) for topic in EVENTS}
+    def __init__(self, partitions: int, schema_base: str, schema_suffix: str = "") -> None:
+        types = (*EVENTS, STATE_TYPE)
+        self._schema = {type_: ("ce_dataschema", f"{schema_base}{type_}{schema_suffix}".encode()) for type_ in types}
 
         def route(workspace_id: UUID, conversation_id: UUID) -> _Route:
             key = str(conversation_id).encode()
@@ -86,4 +88,41 @@ class MessageMaker:
         if metadata.causation_id is not None:
             headers.append(("ce_causationid", metadata.causation_id.encode()))
         value = event.model_dump_json(exclude=UNPUBLISHED).encode()
-        return route.key, route.partition, value, headers, int(recorded.recorded_at.timestamp() * 1_000)
+        return route.key, route.partition, value, headers, _milliseconds(recorded)
+
+    def partition(self, recorded: RecordedEvent) -> int:
+        """Where the conversation's records go."""
+        return self._route(recorded.stream.workspace_id, recorded.stream.id).partition
+
+    def state(self, last: RecordedEvent, value: bytes) -> Message:
+        """The record of the state ``value`` that a conversation has after its event ``last``."""
+        route = self._route(last.stream.workspace_id, last.stream.id)
+        headers = [
+            SPEC_VERSION,
+            ("ce_id", f"{last.id}:state".encode()),
+            ("ce_type", STATE_TYPE.encode()),
+            *route.headers,
+            ("ce_time", rfc3339(last.recorded_at)),
+            self._schema[STATE_TYPE],
+            ("ce_sequence", b"%d" % last.version),
+            ("ce_position", b"%d" % last.position),
+            CONTENT_TYPE,
+        ]
+        return route.key, route.partition, value, headers, _milliseconds(last)
+
+    def tombstone(self, erasure: RecordedEvent, conversation_id: UUID) -> Message:
+        """The record by which consumers forget a conversation's state, because its contact was erased."""
+        route = self._route(erasure.stream.workspace_id, conversation_id)
+        headers = [
+            SPEC_VERSION,
+            ("ce_id", f"{erasure.id}:{conversation_id}".encode()),
+            TYPE_HEADERS[erasure.event.TOPIC],
+            *route.headers,
+            ("ce_time", rfc3339(erasure.recorded_at)),
+            ("ce_position", b"%d" % erasure.position),
+        ]
+        return route.key, route.partition, None, headers, _milliseconds(erasure)
+
+
+def _milliseconds(recorded: RecordedEvent) -> int:
+    return int(recorded.recorded_at.timestamp() * 1_000)

@@ -21,9 +21,9 @@ from cachetools import LRUCache
 
 from adapters import codec
 from adapters.event_log import COLUMNS, EventRow, append, event_row
-from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, WRITER_LIMITS, connect
+from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, WRITER_LIMITS, Role, connect
 from domain.commands import Command
-from domain.decider import DECIDERS, State, authorize
+from domain.decider import DECIDERS, State, authorize, warnings_of
 from domain.directory import Known
 from domain.envelope import SCHEMA_VERSION, Stream, StreamType
 from domain.errors import AlreadyExistsError, DomainError, IdempotencyKeyReusedError, VersionConflictError
@@ -65,6 +65,8 @@ class Request:
     """Digest of the request; a key that comes again with another one is refused."""
     presence: Mapping[UUID, Presence] | None = None
     """Who can be reached right now; None: not known."""
+    dry_run: bool = False
+    """Decide only: nothing is appended, and nothing remembered under a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,10 @@ class Outcome:
     """A conversation's status after it."""
     replayed: bool = False
     """This is the answer given before under the same idempotency key."""
+    dry_run: bool = False
+    """Nothing was appended: so many events it would cause."""
+    warnings: tuple[str, ...] = ()
+    """Stable codes of what was done although somebody may want to know."""
 
 
 Answer = Outcome | Exception
@@ -296,7 +302,8 @@ class CommandHandler:
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = connect(self._conninfo, WRITER_LIMITS, application="conversas-writer", autocommit=False)
+            settings = WRITER_LIMITS | {"role": Role.WRITER.value}
+            self._connection = connect(self._conninfo, settings, application="conversas-writer", autocommit=False)
         return self._connection
 
     def _discard_connection(self) -> None:
@@ -353,15 +360,29 @@ def _decide(request: Request, batch: _Batch) -> Answer:
     if earlier is not None:
         return _again(request, *earlier, batch)
     try:
-        outcome = _append_events(request, _events(request, batch), batch)
+        events = _events(request, batch)
+        if request.dry_run:
+            return _would_be(request, events, batch)
+        outcome = _append_events(request, events, batch)
     except DomainError as error:
         return error
     except Exception as error:
         log.exception("deciding %s failed", type(request.command).__name__)
         return error
     saved: dict[str, Any] = {name: getattr(outcome, name) for name in ("version", "position", "events", "status")}
+    if outcome.warnings:
+        saved["warnings"] = outcome.warnings
     _remember(request, saved | {"stream_id": str(outcome.stream_id)}, batch)
     return outcome
+
+
+def _would_be(request: Request, events: Sequence[Event], batch: _Batch) -> Outcome:
+    """The outcome of a dry run: the stream as it stands, and how many events there would be."""
+    folded = batch.folded[request.stream.workspace_id, request.stream.id]
+    status = getattr(folded.state, "status", None)
+    position = batch.head + len(batch.rows)
+    warnings = warnings_of(events)
+    return Outcome(request.stream.id, folded.version, position, len(events), status, dry_run=True, warnings=warnings)
 
 
 def _again(request: Request, fingerprint: bytes, saved: dict[str, Any], batch: _Batch) -> Answer:
@@ -369,7 +390,8 @@ def _again(request: Request, fingerprint: bytes, saved: dict[str, Any], batch: _
     if bytes(fingerprint) != request.fingerprint:
         return IdempotencyKeyReusedError()
     _remember(request, saved, batch)
-    return Outcome(**(saved | {"stream_id": UUID(saved["stream_id"])}), replayed=True)
+    given = saved | {"stream_id": UUID(saved["stream_id"]), "warnings": tuple(saved.get("warnings", ()))}
+    return Outcome(**given, replayed=True)
 
 
 def _remember(request: Request, saved: dict[str, Any], batch: _Batch) -> None:
@@ -406,6 +428,8 @@ def _known(request: Request, batch: _Batch) -> Known:
         sectors=known[StreamType.SECTOR],
         agents=known[StreamType.AGENT],
         roles=known[StreamType.ROLE],
+        attributes=known[StreamType.ATTRIBUTE],
+        conversations=known[StreamType.CONVERSATION],
         presence=request.presence,
     )
 
@@ -450,6 +474,7 @@ def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outc
         position=batch.head + len(batch.rows),
         events=len(events),
         status=getattr(state, "status", None),
+        warnings=warnings_of(events),
     )
 
 

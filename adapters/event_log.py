@@ -4,7 +4,7 @@ Invariant: whoever has read position N has read all below N, because positions a
 are dense.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
@@ -13,9 +13,9 @@ from uuid import UUID
 import psycopg
 
 from adapters.codec import decode
-from adapters.postgres import LOG_CHANNEL, connect
+from adapters.postgres import LIMITS, LOG_CHANNEL, Role, connect
 from domain.envelope import Metadata, RecordedEvent, Stream, StreamType
-from domain.events import Actor, ActorKind, Surface
+from domain.events import Actor, ActorKind, ContactReassigned, ConversationOpened, Surface
 
 
 class EventRow(NamedTuple):
@@ -94,9 +94,10 @@ def recorded(row: EventRow) -> RecordedEvent:
 class EventLog:
     """The log, for one reading thread: a connection that is opened when needed and again after a failure."""
 
-    def __init__(self, conninfo: str, *, application: str = "conversas-reader") -> None:
+    def __init__(self, conninfo: str, *, application: str = "conversas-reader", role: Role | None = None) -> None:
         self._conninfo = conninfo
         self._application = application
+        self._settings = LIMITS | ({"role": role.value} if role else {})
         self._connection: psycopg.Connection | None = None
 
     def read(self, after: int, limit: int) -> list[RecordedEvent]:
@@ -112,6 +113,43 @@ class EventLog:
         with self.connection().cursor(row_factory=event_row, binary=True) as cursor:
             return cursor.execute(query, (after, limit)).fetchall()
 
+    def read_streams(self, wanted: Mapping[tuple[UUID, UUID], int]) -> Iterator[RecordedEvent]:
+        """The events of each stream (workspace, id) up to the version beside it, in order; not all at once."""
+        columns = ", ".join(f"events.{column}" for column in EventRow._fields)
+        query = (
+            f"select {columns} from unnest(%s::uuid[], %s::uuid[], %s::int8[]) as wanted (w, i, v)"
+            " join events on workspace_id = w and stream_id = i and version <= v order by stream_id, version"
+        )
+        values = ([key[0] for key in wanted], [key[1] for key in wanted], list(wanted.values()))
+        connection = self.connection()
+        with connection.transaction(), connection.cursor("streams", row_factory=event_row) as cursor:
+            cursor.itersize = 2_000
+            for row in cursor.execute(query, values, binary=True):
+                yield recorded(row)
+
+    def conversations_of(self, workspace_id: UUID, contact_id: UUID, through: int) -> list[tuple[UUID, UUID]]:
+        """The conversations (workspace, id) that are with a contact as of position ``through``.
+
+        Looks through all that opens a conversation or gives it to another contact: for rare questions.
+        """
+        query = f"""
+            with naming as (
+                select distinct stream_id from events
+                where workspace_id = %s and topic = any(%s) and position <= %s and position(%s::bytea in data) > 0
+            )
+            select distinct on (stream_id) {COLUMNS} from events join naming using (stream_id)
+            where workspace_id = %s and topic = any(%s) and position <= %s order by stream_id, version desc"""
+        asked = (workspace_id, [ConversationOpened.TOPIC, ContactReassigned.TOPIC], through)
+        with self.connection().cursor(row_factory=event_row, binary=True) as cursor:
+            rows = cursor.execute(query, (*asked, str(contact_id).encode(), *asked)).fetchall()
+        found = [(row.stream_id, decode(row.topic, row.data)) for row in rows]
+        return [
+            (workspace_id, id_)
+            for id_, event in found
+            if (isinstance(event, ConversationOpened) and event.contact_id == contact_id)
+            or (isinstance(event, ContactReassigned) and event.after == contact_id)
+        ]
+
     def head(self) -> int:
         """The last position; 0 for an empty log."""
         with self.connection().cursor() as cursor:
@@ -122,7 +160,7 @@ class EventLog:
     def connection(self) -> psycopg.Connection:
         """The reader's connection, opened anew where it was lost."""
         if self._connection is None or self._connection.closed:
-            self._connection = connect(self._conninfo, application=self._application)
+            self._connection = connect(self._conninfo, self._settings, application=self._application)
             self._connection.execute(f"listen {LOG_CHANNEL}")
         return self._connection
 

@@ -1,23 +1,28 @@
-"""Who is calling: from an access token to a caller with grants.
+"""Who is calling: from an access token, ours or an outside issuer's, to a caller with grants.
 
 Invariant: only the hash of a token's secret is stored or remembered; a revocation takes effect after the cache's
 time to live at the latest.
 """
 
 import hashlib
+import re
 import secrets
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, LiteralString
 from uuid import UUID
 
 from cachetools import TTLCache
 from psycopg_pool import AsyncConnectionPool
 
 from adapters.command_handler import UnavailableError
-from domain.commands import role_id
+from domain.commands import identity_id, role_id
 from domain.events import Actor, ActorKind
-from domain.permissions import BUILT_IN_ROLES, Caller, Permission, Scope
-from projections.directory import HOLDER_QUERY, TokenHolder
+from domain.permissions import BUILT_IN_ROLES, Caller, Permission, Scope, narrowed
+from projections.directory import HOLDER_BY_ID_QUERY, HOLDER_BY_IDENTITY_QUERY, HOLDER_QUERY, TokenHolder
+
+if TYPE_CHECKING:
+    from adapters.oidc import Verifier
+    from adapters.token_uses import TokenUses
 
 TOKEN_PREFIX = "cvs_"  # noqa: S105  # makes a leaked token recognisable
 
@@ -32,10 +37,17 @@ def digest(secret: bytes) -> str:
     return hashlib.sha256(secret).hexdigest()
 
 
-_BEHIND = """
-select 1 from events where workspace_id = %s and stream_id = any(%s)
-and position > (select position from projection_positions where name = 'directory') limit 1"""
-"""Whether the log says more of a token, its agent or role than the directory does yet."""
+_BEHIND = "select 1 from events where workspace_id = %s and stream_id = any(%s) and position > %s limit 1"
+"""Whether the log says more of a token, its agent or role than the directory did."""
+
+Found = tuple[Caller, datetime | None]
+"""The holder of a token, and when it expires; None: never."""
+_COMPACT = re.compile(rb"eyJ[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){2}")
+
+
+def is_compact(secret: bytes) -> bool:
+    """Whether ``secret`` has the form of a signed token: three parts in base64url, a JSON object first."""
+    return _COMPACT.fullmatch(secret) is not None
 
 
 class Identity:
@@ -45,27 +57,58 @@ class Identity:
     although the projector stands still.
     """
 
-    def __init__(self, pool: AsyncConnectionPool[Any], cache_seconds: float) -> None:
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[Any],
+        cache_seconds: float,
+        *,
+        uses: "TokenUses | None" = None,
+        verifier: "Verifier | None" = None,
+    ) -> None:
         self._pool = pool
-        self._cache: TTLCache[str, tuple[Caller, datetime | None]] = TTLCache(maxsize=10_000, ttl=cache_seconds)
+        self._cache: TTLCache[str, Found] = TTLCache(maxsize=10_000, ttl=cache_seconds)
+        self._uses = uses
+        self._verifier = verifier
 
     async def caller(self, secret: bytes) -> Caller | None:
         """The caller who holds ``secret``; None where it is unknown, expired or revoked."""
         key = digest(secret)
         found = self._cache.get(key)
         if found is None:
-            found = await self._look_up(key)
+            found = await self._find(secret, key)
             if found is None:
                 return None
             self._cache[key] = found  # only here: a use must not prolong what a revocation ends
         caller, expires_at = found
         if expires_at is not None and expires_at <= datetime.now(UTC):
             return None
+        if self._uses is not None and caller.token_id is not None:
+            self._uses.note(caller.workspace_id, caller.token_id)
         return caller
 
-    async def _look_up(self, key: str) -> tuple[Caller, datetime | None] | None:
+    async def _find(self, secret: bytes, key: str) -> Found | None:
+        if self._verifier is None or not is_compact(secret):
+            return await self._look_up(HOLDER_QUERY, key)
+        named = await self._verifier.named(secret)
+        if named is None:
+            return None
+        identity = identity_id(named.issuer, named.subject)
+        found = await self._look_up(HOLDER_BY_IDENTITY_QUERY, named.workspace, identity)
+        return None if found is None else (found[0], named.expires_at)
+
+    async def holder(self, workspace_id: UUID, token_id: UUID) -> Caller | None:
+        """Who holds the token, with the rights of this moment; None where it is unknown, expired or revoked.
+
+        ``token_id`` may be an identity's: then as long as it is linked, whenever the outside issuer's token expires.
+        """
+        found = await self._look_up(HOLDER_BY_ID_QUERY, workspace_id, token_id, workspace_id, token_id)
+        if found is None or (found[1] is not None and found[1] <= datetime.now(UTC)):
+            return None
+        return found[0]
+
+    async def _look_up(self, query: LiteralString, *values: Any) -> Found | None:
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(HOLDER_QUERY, (key,))
+            cursor = await connection.execute(query, values)
             row = await cursor.fetchone()
             if row is None:
                 return None
@@ -73,7 +116,7 @@ class Identity:
             streams = [holder.token_id, role_id(holder.role)]
             if holder.actor_kind == ActorKind.AGENT:
                 streams.append(UUID(holder.actor_id))
-            behind = await (await connection.execute(_BEHIND, (holder.workspace_id, streams))).fetchone()
+            behind = await (await connection.execute(_BEHIND, (holder.workspace_id, streams, holder.as_of))).fetchone()
         if behind is not None:
             raise UnavailableError("the rights of this token are just being changed; try again in a moment")
         return _caller(holder), holder.expires_at
@@ -84,6 +127,8 @@ def _caller(holder: TokenHolder) -> Caller:
         grants = {Permission(name): Scope(scope) for name, scope in holder.own_grants.items()}
     else:
         grants = dict(BUILT_IN_ROLES.get(holder.role, {}))
+    if holder.narrowed_to is not None:
+        grants = dict(narrowed(grants, {Permission(name): Scope(scope) for name, scope in holder.narrowed_to.items()}))
     actor = Actor(kind=ActorKind(holder.actor_kind), id=holder.actor_id)
     return Caller(
         workspace_id=holder.workspace_id,
@@ -91,4 +136,5 @@ def _caller(holder: TokenHolder) -> Caller:
         grants=grants,
         agent_id=UUID(holder.actor_id) if actor.kind is ActorKind.AGENT else None,
         sectors=frozenset(holder.sectors or ()),
+        token_id=holder.token_id,
     )

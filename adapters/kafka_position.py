@@ -1,4 +1,4 @@
-"""The topics that the log is published to, and up to where it is published there: found, or refused.
+"""Up to where the log is published, and by how many publishers: found, or refused.
 
 Invariant: publishing goes on only where the last committed position record is of this Kafka, this database and this
 topic; whatever would lose or repeat events is refused. Nothing here writes a record.
@@ -6,83 +6,62 @@ topic; whatever would lose or repeat events is refused. Nothing here writes a re
 
 import contextlib
 import json
-import logging
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.errors import TopicAlreadyExistsError
+from kafka import KafkaConsumer, TopicPartition
 
-log = logging.getLogger(__name__)
+from adapters.kafka_topics import StartRefusedError, TopicSettings, ensure_topics
 
 FIRST_LOOK_BACK = 1_000  # offsets; many times what lies behind the last position record
-# A new transaction meets CONCURRENT_TRANSACTIONS while the markers of the last are written; kafka-python sleeps this
-# long then (its default of 100 ms would halve the throughput).
-RETRY_BACKOFF_MS = 10
-POSITIONS_CONFIGS = {"cleanup.policy": "compact", "segment.bytes": "16777216", "segment.ms": "3600000"}
-
-
-class StartRefusedError(Exception):
-    """Publishing would lose or repeat events; a person must look. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class PublisherSettings:
+class PublisherSettings(TopicSettings):
     """Where and how to publish. Times are in seconds."""
 
-    bootstrap_servers: str
-    topic_prefix: str = "conversations"
-    partitions: int = 24
-    """Of the events topic, when it is made; never changed afterwards, since it would break the order of keys."""
-    replication_factor: int = -1
-    """-1: what the broker has as its default."""
+    publisher: int = 1
+    """Which of the publishers this is, from 1."""
+    publishers: int = 1
+    """Among how many the log is shared, by the partition of the conversation."""
     schema_base: str = "urn:conversas:schema:"
     """What stands before an event's topic in ``ce_dataschema``."""
+    schema_suffix: str = ""
+    """What stands behind it."""
+    cached_states: int = 20_000
+    """States of conversations kept in memory, about 2 kB each."""
     max_batch: int = 4_000
     """Events of the log per Kafka transaction."""
     poll_seconds: float = 0.25
-    request_timeout_seconds: float = 10
     delivery_timeout_seconds: float = 20
     transaction_timeout_seconds: float = 60
     """After which the broker itself aborts what a dead publisher left open."""
     deadline_seconds: float = 45
     """For one transaction or one step of the start; then the watchdog ends the process."""
-    security: Mapping[str, Any] = field(default_factory=dict)
-    """kafka-python's TLS and SASL settings, passed through."""
-
-    @property
-    def events_topic(self) -> str:
-        """Where the events go."""
-        return f"{self.topic_prefix}.events.v1"
-
-    @property
-    def positions_topic(self) -> str:
-        """Where the publisher keeps its position."""
-        return f"{self.topic_prefix}.positions.v1"
 
     @property
     def transactional_id(self) -> str:
         """Whoever starts with the same one fences its predecessor."""
-        return f"{self.topic_prefix}.publisher"
+        return self.transactional_ids[self.publisher - 1]
 
     @property
-    def client(self) -> dict[str, Any]:
-        """What every client of kafka-python is given here."""
-        return {
-            "bootstrap_servers": self.bootstrap_servers,
-            "request_timeout_ms": int(self.request_timeout_seconds * 1_000),
-            "bootstrap_timeout_ms": int(self.request_timeout_seconds * 1_000),
-            "retry_backoff_ms": RETRY_BACKOFF_MS,
-            "reconnect_backoff_max_ms": 1_000,
-            **self.security,
-        }
+    def transactional_ids(self) -> tuple[str, ...]:
+        """Of all publishers among whom the log is shared."""
+        return self.transactional_ids_of(self.publishers)
+
+    def transactional_ids_of(self, publishers: int) -> tuple[str, ...]:
+        """Of that many publishers."""
+        only = f"{self.topic_prefix}.publisher"
+        if publishers == 1:
+            return (only,)
+        return tuple(f"{only}-{number}-of-{publishers}" for number in range(1, publishers + 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The record in the positions topic: how far which log is published to which topic."""
+    """A record in the positions topic: how far which log is published to which topic, by one of its publishers."""
 
     position: int
     cluster_id: str
@@ -90,6 +69,8 @@ class Position:
     topic: str
     topic_id: str
     partition_count: int
+    publishers: int = 1
+    """Among how many the log was shared."""
 
     def value(self) -> bytes:
         """As JSON."""
@@ -105,56 +86,51 @@ class Position:
             raise StartRefusedError(message) from error
 
 
+def require_place(settings: PublisherSettings) -> None:
+    """Raises `StartRefusedError` where there is nothing for this publisher to publish."""
+    if not 1 <= settings.publisher <= settings.publishers:
+        message = f"there is no publisher {settings.publisher} of {settings.publishers}"
+        raise StartRefusedError(message)
+    if settings.publishers > settings.partitions:
+        message = f"{settings.publishers} publishers cannot share {settings.partitions} partitions"
+        raise StartRefusedError(message)
+
+
 def prepare_topics(settings: PublisherSettings, database_id: str) -> Position:
     """Make the topics that are missing; the position record of this cluster, database and topic, at position 0."""
-    admin = KafkaAdminClient(**settings.client)
-    try:
-        wanted = {
-            settings.events_topic: _new_topic(settings, settings.partitions, {"retention.ms": "-1"}),
-            settings.positions_topic: _new_topic(settings, 1, POSITIONS_CONFIGS),
-        }
-        present = set(admin.list_topics())
-        for topic in (topic for topic in wanted if topic not in present):
-            log.info("making the topic %s", topic)
-            with contextlib.suppress(TopicAlreadyExistsError):
-                admin.create_topics({topic: wanted[topic]})
-        admin.wait_for_topics(list(wanted), timeout_ms=int(settings.request_timeout_seconds * 1_000))
-        described = {topic["name"]: topic for topic in admin.describe_topics(list(wanted))}
-        cluster_id = str(admin.describe_cluster()["cluster_id"])
-    finally:
-        admin.close()
-    for topic, options in wanted.items():
-        found = len(described[topic]["partitions"])
-        if found != options["num_partitions"]:
-            message = f"{topic} has {found} partitions, not the {options['num_partitions']} that are configured"
-            raise StartRefusedError(message)
-    topic_id = str(described[settings.events_topic]["topic_id"])
-    return Position(0, cluster_id, database_id, settings.events_topic, topic_id, settings.partitions)
+    found = ensure_topics(settings)
+    return Position(
+        position=0,
+        cluster_id=found.cluster_id,
+        database_id=database_id,
+        topic=settings.events_topic,
+        topic_id=found.topic_ids[settings.events_topic],
+        partition_count=settings.partitions,
+        publishers=settings.publishers,
+    )
 
 
-def _new_topic(settings: PublisherSettings, partitions: int, configs: dict[str, str]) -> dict[str, Any]:
-    return {"num_partitions": partitions, "replication_factor": settings.replication_factor, "configs": configs}
+def last_positions(settings: PublisherSettings, here: Position) -> dict[str, Position]:
+    """The last committed position records of all that share the log, by transactional id; empty: nothing was published.
 
-
-def last_position(settings: PublisherSettings, here: Position) -> Position | None:
-    """The last committed position record; None if nothing was ever published. Fence a predecessor first."""
+    Those who share it now may not be those who did so last: `Position.publishers` tells. Fence a predecessor first.
+    """
     partition = TopicPartition(settings.positions_topic, 0)
     events = [TopicPartition(here.topic, number) for number in range(here.partition_count)]
     with _consumer(settings, "read_committed") as committed, _consumer(settings, "read_uncommitted") as everything:
-        # Until these agree, a transaction is still open, and the last position may be in it.
-        while (end := committed.end_offsets([partition])[partition]) < everything.end_offsets([partition])[partition]:
+        end = everything.end_offsets([partition])[partition]
+        # Up to here a transaction may still be open, and the last position may be in it.
+        while committed.end_offsets([partition])[partition] < end:
             time.sleep(0.1)
         committed.assign([partition])
-        value = _search_backwards(committed, partition, end, settings.transactional_id.encode())
-        if value is not None:
-            return Position.parse(value)
-        if any(everything.end_offsets(events).values()):
+        found = _search_backwards(committed, partition, end, settings)
+        if not found and any(everything.end_offsets(events).values()):
             message = (
                 f"{settings.positions_topic} holds no position while {here.topic} is not empty: publishing "
                 "from the beginning would repeat its events"
             )
             raise StartRefusedError(message)
-        return None
+        return found
 
 
 @contextlib.contextmanager
@@ -168,23 +144,44 @@ def _consumer(settings: PublisherSettings, isolation_level: str) -> Iterator[Any
         consumer.close()
 
 
-def _search_backwards(consumer: Any, partition: TopicPartition, end: int, key: bytes) -> bytes | None:
-    """The last record under ``key`` before offset ``end``: markers and other publishers' records lie between."""
+def _search_backwards(
+    consumer: Any, partition: TopicPartition, end: int, settings: PublisherSettings
+) -> dict[str, Position]:
+    """The last record before offset ``end`` of each publisher that is named by the very last record.
+
+    Markers and records of earlier publishers lie between.
+    """
     begin = consumer.beginning_offsets([partition])[partition]
-    look_back = FIRST_LOOK_BACK
-    upper = end
+    look_back, upper = FIRST_LOOK_BACK, end
+    found: dict[str, Position] = {}
+    wanted: set[str] = set()
     while upper > begin:
         lower = max(begin, upper - look_back)
-        consumer.seek(partition, lower)
-        found = None
-        while consumer.position(partition) < upper:
-            for record in consumer.poll(timeout_ms=1_000).get(partition, ()):
-                if record.key == key and record.value is not None and record.offset < upper:
-                    found = record.value
-        if found is not None:
-            return bytes(found)
+        last: dict[str, bytes] = {}
+        for record in _read(consumer, partition, lower, upper):
+            last.pop(record.key.decode(), None)
+            last[record.key.decode()] = record.value
+        parsed = {key: Position.parse(value) for key, value in reversed(last.items()) if not wanted or key in wanted}
+        found = parsed | found
+        if found and not wanted:
+            wanted = set(settings.transactional_ids_of(next(iter(found.values())).publishers))
+            found = {key: position for key, position in found.items() if key in wanted}
+        if wanted and found.keys() == wanted:
+            return found
         upper, look_back = lower, look_back * 10
-    return None
+    if wanted:
+        message = f"{settings.positions_topic} lacks the position of {', '.join(sorted(wanted - found.keys()))}"
+        raise StartRefusedError(message)
+    return found
+
+
+def _read(consumer: Any, partition: TopicPartition, lower: int, upper: int) -> Iterator[Any]:
+    """The records with a key and a value from offset ``lower`` up to ``upper``."""
+    consumer.seek(partition, lower)
+    while consumer.position(partition) < upper:
+        for record in consumer.poll(timeout_ms=1_000).get(partition, ()):
+            if record.key is not None and record.value is not None and record.offset < upper:
+                yield record
 
 
 def require_continuation(last: Position, here: Position, head: int) -> None:

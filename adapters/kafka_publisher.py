@@ -1,5 +1,8 @@
 """Publishes every event of conversations from the log to Kafka: in order per conversation, none lost, none twice.
 
+With the events goes the state that each conversation has after the last of them (`kafka_latest`). Several publishers
+share the log by the partitions of the conversations, each with a transactional id and a position of its own.
+
 Invariant: the position up to which the log is published travels in the same Kafka transaction as the events, and a
 transaction is committed only after the broker has acknowledged each of its records. So whoever dies between any two
 lines here leaves either all of a batch and its position, or nothing that a ``read_committed`` consumer sees.
@@ -17,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from time import monotonic
 from typing import Any, Protocol
 
 import psycopg
@@ -29,18 +33,19 @@ from kafka.errors import (
     NodeNotReadyError,
     ProducerFencedError,
 )
-from prometheus_client import Counter, Gauge
 
 from adapters.cloud_events import Message, MessageMaker
+from adapters.kafka_latest import Histories, LatestStates, is_erasure
 from adapters.kafka_position import (
-    RETRY_BACKOFF_MS,
     Position,
     PublisherSettings,
-    StartRefusedError,
-    last_position,
+    last_positions,
     prepare_topics,
     require_continuation,
+    require_place,
 )
+from adapters.kafka_status import PublisherStatus, StatusTable
+from adapters.kafka_topics import RETRY_BACKOFF_MS, StartRefusedError
 from adapters.watchdog import Watchdog
 from domain.envelope import RecordedEvent, StreamType
 
@@ -58,12 +63,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-POSITION = Gauge("conversas_published_position", "Up to which position of the log this process has published")
-COMMITS = Counter("conversas_publisher_commits", "Kafka transactions committed")
-ABORTS = Counter("conversas_publisher_aborts", "Kafka transactions left without a commit")
-FENCED = Counter("conversas_publisher_fencings", "Times that another publisher had taken over")
-
 LOCK_RETRY_SECONDS = 0.5
+TELL_SECONDS = 1.0
+TELL_IDLE_SECONDS = 10.0
 FENCINGS = (ProducerFencedError, InvalidProducerEpochError)
 UNREACHABLE = (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError)
 
@@ -79,7 +81,7 @@ LOCK_CONNECTION: dict[str, Any] = {
 }
 
 
-class LogReader(Protocol):
+class LogReader(Histories, Protocol):
     """The part of the log that is needed here."""
 
     def read(self, after: int, limit: int) -> Sequence[RecordedEvent]:
@@ -97,22 +99,6 @@ class PublisherFailedError(Exception):
 
 class LockLostError(PublisherFailedError):
     """The connection that held the advisory lock is gone, so another publisher may be live."""
-
-
-@dataclass(slots=True)
-class PublisherStatus:
-    """How this publisher is doing; written by its thread only. The process's metrics count the same."""
-
-    is_live: bool = False
-    """It holds the lock and publishes; False: it waits, has stopped or failed."""
-    position: int = 0
-    """Up to which the log is published."""
-    published: int = 0
-    """Events, by this process; like all below."""
-    commits: int = 0
-    aborts: int = 0
-    """Transactions left without a commit; the next start aborts them at the broker."""
-    fencings: int = 0
 
 
 class _Ahead:
@@ -143,13 +129,14 @@ class _Batch:
     """What one Kafka transaction holds."""
 
     messages: list[Message]
+    states: list[Message]
     position: int
     count: int
     """Of events read from the log, published or not."""
 
 
 class Publisher:
-    """One of any number of processes that publish the log; one is live, the others wait for its lock.
+    """One of any number of processes that publish the log, or its part of it; one is live, others wait for its lock.
 
     Meant to have a process of its own: when Kafka hangs, the watchdog ends the whole process.
     ``wait`` is called when there is nothing to publish, with seconds; it may return earlier when there is.
@@ -169,10 +156,14 @@ class Publisher:
         self._settings = settings
         self._stop = threading.Event()
         self._wait = wait
-        self._maker = MessageMaker(settings.partitions, settings.schema_base)
+        self._maker = MessageMaker(settings.partitions, settings.schema_base, settings.schema_suffix)
+        self._latest = LatestStates(log_reader, self._maker, settings.cached_states)
         self._watchdog = Watchdog()
         self._lock: psycopg.Connection[tuple[Any, ...]] | None = None
         self._lock_holder = 0
+        self._table: StatusTable | None = None
+        self._told_at = 0.0
+        self._told_commits = 0
         self._producer: Any = None
         self._origin: Position | None = None
         self._is_in_transaction = False
@@ -195,6 +186,7 @@ class Publisher:
         """Wait for the lock, fence a predecessor, find the position. False: ``stop`` was set before."""
         self._stop = stop or self._stop
         with self._failing():
+            require_place(self._settings)
             if not self._take_lock():
                 return False
             with self._deadline("preparing the topics"):
@@ -202,9 +194,11 @@ class Publisher:
             # The order matters: only a fenced predecessor leaves the position where it is read.
             with self._deadline("fencing a predecessor"):
                 self._start_producer()
-            with self._deadline("finding the position"):
-                self._find_position(here)
-        self.status.is_live = True
+            if not self._find_position(here):
+                return False
+            self.status.is_live = True
+            with self._deadline("telling how it is doing"):
+                self._tell(at_once=True)
         log.info("publishing to %s what follows position %d", here.topic, self.status.position)
         return True
 
@@ -219,6 +213,10 @@ class Publisher:
                 # Where the broker is gone, this is all that is said: the watchdog ends the process.
                 with self._deadline(f"after position {self.status.position}, a Kafka transaction"):
                     batch = self._publish(batch)
+                with self._deadline("telling how it is doing"):
+                    self._tell()
+            with self._deadline("telling how it is doing"):
+                self._tell()
         return self.status.published - before
 
     def close(self) -> None:
@@ -229,6 +227,8 @@ class Publisher:
                 self._producer.close(timeout=0 if self._failure else CLOSE_SECONDS)
             self._producer = None
         if self._lock is not None:
+            with contextlib.suppress(psycopg.Error), self._deadline("telling how it ended"):
+                self._tell(at_once=True)
             self._lock.close()
             self._lock = None
         self._watchdog.close()
@@ -245,9 +245,7 @@ class Publisher:
             self._failure = error
             self.status.is_live = False
             self.status.aborts += self._is_in_transaction
-            ABORTS.inc(self._is_in_transaction)
             self.status.fencings += _is(error, FENCINGS)
-            FENCED.inc(_is(error, FENCINGS))
             if not isinstance(error, Exception) or isinstance(error, StartRefusedError):
                 raise
             self._say_why(error)
@@ -267,23 +265,45 @@ class Publisher:
 
     # The lock
 
-    def _take_lock(self) -> bool:
+    def _connect(self) -> psycopg.Connection[Any]:
         with self._deadline("connecting to PostgreSQL"):
-            self._lock = psycopg.connect(self._conninfo, autocommit=True, **LOCK_CONNECTION)
-            self._lock.execute("set idle_session_timeout = 0")
-        key = int.from_bytes(hashlib.sha256(self._settings.transactional_id.encode()).digest()[:8], signed=True)
-        waiting = False
+            connection = psycopg.connect(self._conninfo, autocommit=True, **LOCK_CONNECTION)
+            connection.execute("set idle_session_timeout = 0")
+            connection.execute("set synchronous_commit = off")  # of what it tells of itself
+        return connection
+
+    def _take_lock(self) -> bool:
+        """Of this publisher's transactional id."""
+        self._lock = self._connect()
+        if not self._wait_for_lock(self._settings.transactional_id, "another publisher is live; waiting for its lock"):
+            return False
+        row = self._lock.execute("select pg_backend_pid()").fetchone()
+        assert row is not None
+        self._lock_holder = row[0]
+        self._table = StatusTable(self._lock, self._settings.transactional_id, self._settings.events_topic)
+        return True
+
+    def _wait_for_lock(self, name: str, waiting: str) -> bool:
+        """False: it was told to stop before."""
+        said = False
         while not self._stop.is_set():
             with self._deadline("asking for the lock"):
-                row = self._lock.execute("select pg_try_advisory_lock(%s), pg_backend_pid()", (key,)).fetchone()
-            if row and row[0]:
-                self._lock_holder = row[1]
-                return True
-            if not waiting:
-                log.info("another publisher is live; waiting for its lock")
-                waiting = True
+                if self._try_lock(name):
+                    return True
+            if not said:
+                log.info("%s", waiting)
+                said = True
             self._stop.wait(LOCK_RETRY_SECONDS)
         return False
+
+    def _try_lock(self, name: str) -> bool:
+        assert self._lock is not None
+        row = self._lock.execute("select pg_try_advisory_lock(%s)", (_lock_key(name),)).fetchone()
+        return bool(row and row[0])
+
+    def _release_lock(self, name: str) -> None:
+        if self._lock is not None and not self._lock.closed:  # else they are free already
+            self._lock.execute("select pg_advisory_unlock(%s)", (_lock_key(name),))
 
     def _require_lock(self) -> None:
         """The session that took the lock still lives (a pooler may have given us another)."""
@@ -311,48 +331,148 @@ class Publisher:
 
     def _start_producer(self) -> None:
         settings = self._settings
-        self._producer = KafkaProducer(
-            transactional_id=settings.transactional_id,
+        self._producer = self._transactional(settings.transactional_id)
+        self._producer.init_transactions()
+        for topic in settings.topics:
+            self._producer.partitions_for(topic)
+
+    def _transactional(self, transactional_id: str) -> Any:
+        settings = self._settings
+        return KafkaProducer(
+            transactional_id=transactional_id,
             transaction_timeout_ms=int(settings.transaction_timeout_seconds * 1_000),
             delivery_timeout_ms=int(settings.delivery_timeout_seconds * 1_000),
             max_block_ms=int(settings.deadline_seconds * 1_000),
             linger_ms=LINGER_MS,
             batch_size=PRODUCER_BATCH_BYTES,
             metrics_enabled=False,
-            **self._settings.client,
+            **settings.client,
         )
-        self._producer.init_transactions()
-        for topic in (settings.events_topic, settings.positions_topic):
-            self._producer.partitions_for(topic)
 
-    def _find_position(self, here: Position) -> None:
-        """Take up the position record, or write the first one; refuse whatever would lose or repeat events."""
-        last = last_position(self._settings, here)
-        if last is None:
-            self._write_first_position(here)
-            last = here
-        require_continuation(last, here, self._log.head())
-        self._origin = here
-        self._published(last.position)
+    def _find_position(self, here: Position) -> bool:
+        """Take up the position record, or write the first ones; refuse whatever would lose or repeat events.
 
-    def _write_first_position(self, here: Position) -> None:
-        """So that an empty positions topic beside events always means that positions were lost."""
+        False: it was told to stop before. One publisher at a time looks, since it may have to write for all.
+        """
+        settings, sharing, said = self._settings, f"{self._settings.events_topic}: sharing", False
+        while self._wait_for_lock(sharing, "another publisher is starting; waiting for it"):
+            with self._deadline("finding the position"):
+                last = last_positions(settings, here)
+                head = self._log.head()
+            for position in last.values():
+                require_continuation(position, here, head)
+            if not last:
+                self._write_first_positions(here)
+                last = {settings.transactional_id: here}
+            elif settings.transactional_id not in last:
+                last = self._take_over(list(last), here)
+            # Never holding the one lock while waiting for another: whoever has that may want this one.
+            self._release_lock(sharing)
+            if last:
+                self._origin = here
+                self.status.position = last[settings.transactional_id].position
+                return True
+            if not said:
+                log.info("others shared the log among them so far; waiting until all of them have stopped")
+                said = True
+            self._stop.wait(LOCK_RETRY_SECONDS)
+        return False
+
+    def _write_first_positions(self, first: Position) -> None:
+        """Of all that share the log, so that an empty positions topic beside events means that positions were lost."""
+        with self._deadline("writing the first positions"):
+            self._producer.begin_transaction()
+            self._require_delivered([self._send_position(first, id_) for id_ in self._settings.transactional_ids])
+            self._require_lock()
+            self._producer.commit_transaction()
+
+    # Another number of publishers
+
+    def _take_over(self, ids: Sequence[str], here: Position) -> dict[str, Position]:
+        """Bring those that shared the log before to one position and go on from there; empty where one is at work.
+
+        They are fenced as well: one that only sleeps, and has lost its lock, must not go on afterwards.
+        """
+        settings = self._settings
+        with self._holding(ids) as are_stopped:
+            if not are_stopped:
+                return {}
+            for id_ in ids:
+                with self._deadline(f"fencing {id_}"), contextlib.closing(self._transactional(id_)) as predecessor:
+                    predecessor.init_transactions()
+            with self._deadline("finding the positions of the others"):
+                last = last_positions(settings, here)
+            ids = settings.transactional_ids_of(len(ids))
+            reached = [last[id_].position for id_ in ids]
+            log.info("%d publishers shared the log up to %s; from now on %d do", len(ids), reached, settings.publishers)
+            while min(reached) < max(reached):
+                with self._deadline(f"after position {min(reached)}, bringing all to one position"):
+                    reached = self._level(last[ids[0]], reached, ids)
+            following = replace(here, position=reached[0])
+            self._write_first_positions(following)
+            assert self._table is not None
+            self._table.forget_all_but(settings.transactional_ids)
+            return {settings.transactional_id: following}
+
+    @contextlib.contextmanager
+    def _holding(self, ids: Sequence[str]) -> Iterator[bool]:
+        """The locks of these publishers, or (False) none of them."""
+        held: list[str] = []
+        try:
+            for id_ in ids:
+                with self._deadline("asking for the locks of the others"):
+                    if not self._try_lock(id_):
+                        break
+                held.append(id_)
+            yield len(held) == len(ids)
+        finally:
+            for id_ in held:
+                self._release_lock(id_)
+
+    def _level(self, last: Position, reached: list[int], ids: Sequence[str]) -> list[int]:
+        """Publish a batch for those that are behind, each from where it was; the new positions."""
+        after, most = min(reached), max(reached)
+        events = self._log.read(after, min(self._settings.max_batch, most - after))
+        end = events[-1].position
+
+        def is_due(recorded: RecordedEvent, partition: int) -> bool:
+            return recorded.position > reached[partition % len(ids)]
+
+        batch = self._make(events, after, is_due)
+        following = [max(position, end) for position in reached]
         self._producer.begin_transaction()
-        self._require_delivered([self._send_position(here)])
-        self._require_lock()
-        self._producer.commit_transaction()
+        self._is_in_transaction = True
+        futures = self._send_events(batch)
+        for id_, position in zip(ids, following, strict=True):
+            futures.append(self._send_position(replace(last, position=position), id_))
+        self._commit(futures)
+        self.status.published += len(batch.messages)
+        return following
 
     # Publishing
 
     def _read(self, after: int) -> _Batch:
         events = self._log.read(after, self._settings.max_batch)
+        mine, among = self._settings.publisher - 1, self._settings.publishers
+        return self._make(events, after, lambda _, partition: partition % among == mine)
+
+    def _make(
+        self, events: Sequence[RecordedEvent], after: int, is_due: Callable[[RecordedEvent, int], bool]
+    ) -> _Batch:
+        """What is to be published of ``events``, which follow on ``after``."""
         last = events[-1].position if events else after
         if last != after + len(events):
             message = f"the log has a gap after position {after}: {len(events)} events reach up to {last}"
             raise PublisherFailedError(message)
-        make = self._maker.message
-        messages = [make(event) for event in events if event.stream.type is StreamType.CONVERSATION]
-        return _Batch(messages, last, len(events))
+        maker = self._maker
+        due = [
+            event
+            for event in events
+            if event.stream.type is StreamType.CONVERSATION and is_due(event, maker.partition(event))
+        ]
+        erasures = [event for event in events if is_erasure(event)]
+        states = self._latest.messages(due, erasures, is_due)
+        return _Batch([maker.message(event) for event in due], states, last, len(events))
 
     def _publish(self, batch: _Batch) -> _Batch | None:
         """Publish ``batch`` and its position in one transaction; the next batch, read meanwhile if there may be one."""
@@ -364,27 +484,28 @@ class Publisher:
         futures.append(self._send_position(replace(self._origin, position=batch.position)))
         if batch.count == self._settings.max_batch and not self._stop.is_set():
             ahead = _Ahead(self._read, batch.position)
+        self._commit(futures)
+        self.status.published += len(batch.messages)
+        self.status.position = batch.position
+        return ahead.result() if ahead else None
+
+    def _send_events(self, batch: _Batch) -> list[Any]:
+        """The events, then the states that follow from them."""
+        send, events, latest = self._producer.send, self._settings.events_topic, self._settings.latest_topic
+        sent = [send(events, value, key, headers, to, at) for key, to, value, headers, at in batch.messages]
+        sent += [send(latest, value, key, headers, to, at) for key, to, value, headers, at in batch.states]
+        return sent
+
+    def _send_position(self, position: Position, transactional_id: str | None = None) -> Any:
+        key = (transactional_id or self._settings.transactional_id).encode()
+        return self._producer.send(self._settings.positions_topic, position.value(), key, partition=0)
+
+    def _commit(self, futures: Sequence[Any]) -> None:
         self._require_delivered(futures)
         self._require_lock()
         self._producer.commit_transaction()
         self._is_in_transaction = False
         self.status.commits += 1
-        self.status.published += len(batch.messages)
-        COMMITS.inc()
-        self._published(batch.position)
-        return ahead.result() if ahead else None
-
-    def _published(self, position: int) -> None:
-        self.status.position = position
-        POSITION.set(position)
-
-    def _send_events(self, batch: _Batch) -> list[Any]:
-        send, topic = self._producer.send, self._settings.events_topic
-        return [send(topic, value, key, headers, to, at) for key, to, value, headers, at in batch.messages]
-
-    def _send_position(self, position: Position) -> Any:
-        key = self._settings.transactional_id.encode()
-        return self._producer.send(self._settings.positions_topic, position.value(), key, partition=0)
 
     def _require_delivered(self, futures: Sequence[Any]) -> None:
         """Every record is acknowledged: `flush` and `commit_transaction` succeed although a record has timed out."""
@@ -393,6 +514,17 @@ class Publisher:
             if not future.succeeded():
                 message = f"Kafka did not take a record: {future.exception!r}"
                 raise PublisherFailedError(message) from future.exception
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        """Write the status where the API finds it; seldom, where nothing has changed."""
+        pause = TELL_SECONDS if self.status.commits != self._told_commits else TELL_IDLE_SECONDS
+        if self._table is not None and (at_once or monotonic() >= self._told_at + pause):
+            self._table.tell(self.status)
+            self._told_at, self._told_commits = monotonic(), self.status.commits
+
+
+def _lock_key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
 
 
 def _is(error: BaseException, kinds: tuple[type[KafkaError], ...]) -> bool:

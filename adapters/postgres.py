@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 
 import orjson
@@ -24,6 +25,21 @@ MIGRATION_LOCK = 0x636F6E76_0001
 APPEND_LOCK = 0x636F6E76_0002
 LOG_CHANNEL = "conversas_log"
 """NOTIFY channel that hints at new events; a hint only, so readers poll too."""
+LISTING_CHANNEL = "conversas_listing"
+"""The same for what is new in the listing."""
+
+
+class Role(StrEnum):
+    """What a process acts as once it is connected: see ``migrations/0002_isolation.sql``."""
+
+    READER = "conversas_reader"
+    """Answers queries; sees the workspace that is set for the session or transaction."""
+    ACCESS = "conversas_access"
+    """Finds out who holds a token, and how far the read models are."""
+    WRITER = "conversas_writer"
+    PROJECTOR = "conversas_projector"
+    PUBLISHER = "conversas_publisher"
+
 
 LIMITS = {
     "lock_timeout": "10s",
@@ -31,6 +47,11 @@ LIMITS = {
     "idle_in_transaction_session_timeout": "15s",
     "timezone": "UTC",
     "jit": "off",
+}
+QUERY_LIMITS = LIMITS | {
+    "statement_timeout": "10s",
+    # A plan for any value of a filter is far worse than the one for this value (``make bench-listing``).
+    "plan_cache_mode": "force_custom_plan",
 }
 WRITER_LIMITS = LIMITS | {
     "lock_timeout": "5s",

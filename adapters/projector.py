@@ -13,16 +13,18 @@ from time import monotonic
 import psycopg
 
 from adapters.event_log import EventLog
-from adapters.postgres import LIMITS, connect
+from adapters.postgres import LIMITS, LISTING_CHANNEL, Role, connect
 from domain.envelope import RecordedEvent
 from projections.directory import Directory
+from projections.episodes import Episodes
 from projections.history import History
 from projections.listing import Listing
 from projections.read_model import ReadModel
+from projections.tree import Tree
 
 log = logging.getLogger(__name__)
 
-READ_MODELS: tuple[ReadModel, ...] = (Directory(), Listing(), History())
+READ_MODELS: tuple[ReadModel, ...] = (Directory(), Listing(), History(), Episodes(), Tree())
 """Every read model there is; the directory first, since access depends on it."""
 
 BATCH_SIZE = 2_000
@@ -39,7 +41,7 @@ def shape(model: ReadModel) -> str:
 
 
 def create_missing(conninfo: str) -> None:
-    """Create the tables of read models that have none yet."""
+    """Create the tables of read models that have none yet, and keep the workspaces in all of them apart."""
     with connect(conninfo, autocommit=False) as connection:
         connection.execute("lock table projection_positions in exclusive mode")
         present = {name for (name,) in connection.execute("select name from projection_positions")}
@@ -49,6 +51,30 @@ def create_missing(conninfo: str) -> None:
                 "insert into projection_positions (name, position, shape) values (%s, 0, %s)",
                 (model.name, shape(model)),
             )
+        for model in READ_MODELS:
+            isolate(connection, model)
+
+
+def stale(conninfo: str) -> list[ReadModel]:
+    """The read models whose tables another version of the program made: they want a rebuild."""
+    with connect(conninfo) as connection:
+        rows = connection.execute("select name, shape from projection_positions").fetchall()
+        shapes: dict[str, str | None] = dict(rows)
+    return [model for model in READ_MODELS if shapes.get(model.name) != shape(model)]
+
+
+def isolate(connection: psycopg.Connection, model: ReadModel, schema: str = "public") -> None:
+    """Put the tables of ``model`` under row-level security, where they are not yet."""
+    tables = connection.execute(
+        "select oid::regclass::text from pg_class"
+        " where relnamespace = %s::regnamespace and relname = any(%s) and not relforcerowsecurity",
+        (schema, list(model.tables)),
+    ).fetchall()
+    for (table,) in tables:
+        connection.execute(f"select isolate('{table}')".encode())
+        connection.execute(f"grant select, insert, update, delete on {table} to {Role.PROJECTOR}".encode())
+        if isinstance(model, Directory):
+            connection.execute(f"grant select on {table} to {Role.ACCESS}".encode())
 
 
 class Projector:
@@ -57,7 +83,7 @@ class Projector:
     def __init__(
         self, conninfo: str, models: Sequence[ReadModel] = READ_MODELS, *, batch_size: int = BATCH_SIZE
     ) -> None:
-        self._log = EventLog(conninfo, application="conversas-projector")
+        self._log = EventLog(conninfo, application="conversas-projector", role=Role.PROJECTOR)
         self._conninfo = conninfo
         self._models = models
         self._batch_size = batch_size
@@ -126,6 +152,8 @@ class Projector:
                 model.apply(connection, events)
                 position = events[-1].position
                 move_position(connection, model, position)
+                if isinstance(model, Listing):
+                    connection.execute(f"notify {LISTING_CHANNEL}", prepare=True)
         self._positions[model.name] = position
         return bool(events)
 
@@ -147,7 +175,7 @@ class Projector:
     def _connected(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
             # A commit that is lost in a crash is projected again, rows and position alike.
-            settings = LIMITS | {"synchronous_commit": "off"}
+            settings = LIMITS | {"synchronous_commit": "off", "role": Role.PROJECTOR.value}
             self._connection = connect(self._conninfo, settings, application="conversas-projector")
         return self._connection
 

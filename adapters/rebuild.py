@@ -9,8 +9,9 @@ from collections.abc import Callable
 import psycopg
 
 from adapters.event_log import EventLog
-from adapters.postgres import LIMITS, connect
-from adapters.projector import BATCH_SIZE, shape
+from adapters.postgres import LIMITS, Role, connect
+from adapters.projector import BATCH_SIZE, isolate, shape
+from domain.envelope import RecordedEvent
 from projections.read_model import ReadModel
 
 SHADOW = "shadow"
@@ -33,12 +34,14 @@ def rebuild(
         connection.execute("select pg_advisory_lock(hashtext(%s))", (f"conversas rebuild {model.name}",))
         create, index = _statements(model.ddl)
         connection.execute(f"create schema if not exists {SHADOW}".encode())
+        connection.execute(f"grant usage on schema {SHADOW} to {Role.PROJECTOR}".encode())
         _drop(connection, model, SHADOW)
         connection.execute(create.encode())
+        isolate(connection, model, SHADOW)
         position = 0
         while events := log.read(position, batch_size):
             with connection.transaction():
-                model.apply(connection, events)
+                _apply(connection, model, events)
             position = events[-1].position
             progress(position, log.head())
         connection.execute(index.encode())
@@ -47,7 +50,7 @@ def rebuild(
         with connection.transaction():
             connection.execute("select 1 from projection_positions where name = %s for update", (model.name,))
             while events := log.read(position, batch_size):
-                model.apply(connection, events)
+                _apply(connection, model, events)
                 position = events[-1].position
             # All at once and in the order in which queries take them: a swap that meets one waits, and never deadlocks.
             tables = ", ".join(f"public.{table}" for table in reversed(model.tables) if _exists(connection, table))
@@ -62,6 +65,13 @@ def rebuild(
                 (model.name, position, shape(model)),
             )
     return position
+
+
+def _apply(connection: psycopg.Connection, model: ReadModel, events: list[RecordedEvent]) -> None:
+    """Fold ``events`` as the projector would, for the owner of the tables may be kept from it."""
+    connection.execute(f"set local role {Role.PROJECTOR}".encode())
+    model.apply(connection, events)
+    connection.execute(b"reset role")
 
 
 def _statements(ddl: str) -> tuple[str, str]:

@@ -41,7 +41,7 @@ from psycopg_pool import ConnectionPool
 
 from adapters import codec
 from adapters.event_log import EventLog, EventRow, append
-from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, MIGRATION_LOCK, WRITER_LIMITS, with_settings
+from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, MIGRATION_LOCK, WRITER_LIMITS, Role, with_settings
 from domain.decider import DECIDERS, State
 from domain.envelope import SCHEMA_VERSION, Metadata, StreamType
 from domain.events import EVENTS, Actor, ActorKind, Event, Surface
@@ -78,6 +78,7 @@ def _library_errors() -> Iterator[None]:
         raise named(str(error)) from error
 
 
+_AS_WRITER = f"set local role {Role.WRITER}"
 _MARK = """
 with gone as (delete from library_commits where at < now() - interval '1 hour')
 insert into library_commits (id) values (%s)"""
@@ -350,7 +351,9 @@ class Recorder(_StreamReader, ApplicationRecorder):
             for position, event in enumerate(stored_events, head + 1)
         ]
         with connection.cursor() as cursor:
+            cursor.execute(_AS_WRITER)  # the tables' owner cannot COPY under row-level security
             append(cursor, rows)
+            cursor.execute("reset role")
         return [row.position for row in rows]
 
     def _lock(self, connection: psycopg.Connection) -> tuple[int, datetime]:

@@ -8,11 +8,14 @@ Invariant: a request is answered only after its transaction has committed; what 
 import asyncio
 import threading
 from collections import Counter as Tally
+from dataclasses import replace
 from queue import SimpleQueue
 
 from prometheus_client import Counter, Histogram
 
 from adapters.command_handler import Answer, CommandHandler, Outcome, Request, UnavailableError
+from adapters.presence import Presences
+from domain.commands import Transfer
 from domain.errors import DomainError
 
 BATCHES = Histogram(
@@ -20,7 +23,7 @@ BATCHES = Histogram(
 )
 EVENTS = Counter("conversas_writer_events", "Events appended by this process")
 ANSWERS = Counter("conversas_writer_answers", "Commands answered", ["outcome"])
-"""By outcome: done, already (so), replayed, refused, failed."""
+"""By outcome: done, already (so), replayed, decided (a dry run), refused, failed."""
 
 
 class QueueFullError(UnavailableError):
@@ -30,8 +33,16 @@ class QueueFullError(UnavailableError):
 class Writer:
     """A `CommandHandler` in a thread of its own, fed from an event loop by a bounded queue."""
 
-    def __init__(self, handler: CommandHandler, *, queue_limit: int = 2_000, batch_limit: int = 500) -> None:
+    def __init__(
+        self,
+        handler: CommandHandler,
+        *,
+        queue_limit: int = 2_000,
+        batch_limit: int = 500,
+        presences: Presences | None = None,
+    ) -> None:
         self._handler = handler
+        self._presences = presences
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._queue_limit = queue_limit
         self._batch_limit = batch_limit
@@ -47,6 +58,8 @@ class Writer:
         if self._queue.qsize() >= self._queue_limit:
             msg = f"{self._queue_limit} commands are waiting already; try again in a moment"
             raise QueueFullError(msg)
+        if isinstance(request.command, Transfer) and self._presences is not None:
+            request = replace(request, presence=await self._presences.snapshot(request.stream.workspace_id))
         answer: asyncio.Future[Outcome] = self._loop.create_future()
         self._queue.put((request, answer))
         return await answer
@@ -88,7 +101,8 @@ class Writer:
 
 def _count(answers: list[Answer]) -> None:
     BATCHES.observe(len(answers))
-    EVENTS.inc(sum(answer.events for answer in answers if isinstance(answer, Outcome) and not answer.replayed))
+    done = [answer for answer in answers if isinstance(answer, Outcome)]
+    EVENTS.inc(sum(outcome.events for outcome in done if not outcome.replayed and not outcome.dry_run))
     for outcome, count in Tally(map(_outcome, answers)).items():
         ANSWERS.labels(outcome).inc(count)
 
@@ -98,6 +112,8 @@ def _outcome(answer: Answer) -> str:
         return "refused" if isinstance(answer, DomainError) else "failed"
     if answer.replayed:
         return "replayed"
+    if answer.dry_run:
+        return "decided"
     return "done" if answer.events else "already"
 
 

@@ -34,6 +34,7 @@ CLIENT_SURFACES = {
 }
 BODY_SECONDS = 30.0
 MOST_ERRORS = 100
+MOST_TOKEN_BYTES = 8_192
 _ETAG = re.compile(rb'(W/)?"[0-9]{1,18}"|[0-9]{1,18}|\*')
 _PRINTABLE = re.compile(rb"[\x21-\x7e]{1,200}")
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -46,12 +47,9 @@ _EXPECTED = {
 
 async def authenticate(request: Request) -> Caller:
     """The caller who holds the request's bearer token."""
-    return await _holder(request, dict(request.scope["headers"]).get(b"authorization", b""))
-
-
-async def _holder(request: Request, authorization: bytes) -> Caller:
-    scheme, _, secret = authorization.partition(b" ")
-    if scheme.lower() != b"bearer" or not secret or len(secret) > 500:
+    given = [value for name, value in request.scope["headers"] if name == b"authorization"]
+    scheme, _, secret = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+    if scheme.lower() != b"bearer" or not secret or len(secret) > MOST_TOKEN_BYTES:
         raise UnauthenticatedError
     identity: Identity = request.app.state.identity
     caller = await identity.caller(secret.strip())
@@ -99,7 +97,7 @@ class Commanding:
         self, request: Request, caller: Caller, headers: Mapping[bytes, bytes], route: str, arguments: dict[str, Any]
     ) -> None:
         self.caller = caller
-        self._request = request
+        self.request = request
         self._headers = headers
         self._route = route
         self._arguments = arguments
@@ -116,9 +114,9 @@ class Commanding:
         from_header = self._surface()
         if surface is not None and from_header not in {None, surface}:
             raise _invalid("surface", f"contradicts the body, which says '{surface}'")
-        request_id = self._request.state.request_id
+        request_id = self.request.state.request_id
         correlation_id = _form(self._headers, b"correlation-id", _UUID)
-        handling: Writer = self._request.app.state.writer
+        handling: Writer = self.request.app.state.writer
         asked = command_handler.Request(
             stream=Stream(self.caller.workspace_id, command.STREAM, id_),
             command=command,
@@ -140,7 +138,7 @@ class Commanding:
     async def _since(self, id_: UUID, version: int) -> list[dict[str, Any]]:
         """What happened after ``version``, for a caller who may see it: the first hundred events, without contents."""
         return await fetch(
-            self._request,
+            self.request,
             self.caller,
             "select version, topic, actor_kind || ':' || actor_id as actor, surface, recorded_at from events"
             " where workspace_id = %s and stream_id = %s and version > %s order by version limit 100",
@@ -195,7 +193,7 @@ class CommandRoute(APIRoute):
 
         async def handler(request: Request) -> Response:
             headers = dict(request.scope["headers"])
-            caller = await _holder(request, headers.get(b"authorization", b""))
+            caller = await authenticate(request)
             found = request.path_params
             arguments = {
                 name: _parse(type_.validate_python, found[name], "path", name) for name, type_ in places.items()
@@ -244,6 +242,8 @@ def answer(outcome: command_handler.Outcome, status: int = 200, location: str | 
     }
     if outcome.status is not None:
         body["status"] = outcome.status
+    if outcome.warnings:
+        body["warnings"] = outcome.warnings
     headers = {"ETag": f'"{outcome.version}"'}
     if location is not None:
         headers["Location"] = f"{location}/{outcome.stream_id}"
@@ -302,7 +302,7 @@ QUERY_PROBLEMS: dict[int | str, dict[str, Any]] = {
     503: _PROBLEM
     | {"description": "A dependency is down, or too much is waiting; Retry-After says when to come again"},
 }
-_COMMAND_PROBLEMS: dict[int | str, dict[str, Any]] = QUERY_PROBLEMS | {
+COMMAND_PROBLEMS: dict[int | str, dict[str, Any]] = QUERY_PROBLEMS | {
     409: _PROBLEM | {"description": "A rule refuses this in the present state"},
     412: _PROBLEM | {"description": "It has changed since the version in If-Match"},
     413: _PROBLEM | {"description": "The body is too large"},
@@ -335,7 +335,7 @@ def command_route(
             summary=summary,
             status_code=status,
             response_model=model,
-            responses=_COMMAND_PROBLEMS,
+            responses=COMMAND_PROBLEMS,
             openapi_extra=docs,
             route_class_override=CommandRoute,
         )

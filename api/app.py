@@ -6,7 +6,7 @@ Invariant: a request that cannot be served soon is refused, never piled up.
 import gc
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import Any
 
@@ -18,14 +18,39 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
+from adapters.bulk import BulkRunner
 from adapters.command_handler import CommandHandler
 from adapters.identity import Identity
-from adapters.postgres import LIMITS, with_settings
+from adapters.live import Live
+from adapters.postgres import QUERY_LIMITS, Role, with_settings
+from adapters.presence import Presences
+from adapters.token_uses import TokenUses
 from adapters.writer import Writer
-from api import contacts, conversations, directory, history, listing, operations, problems
+from api import (
+    accesses,
+    asyncapi,
+    attributes,
+    bulk,
+    contacts,
+    conversations,
+    directory,
+    exports,
+    history,
+    identities,
+    listing,
+    metrics,
+    operations,
+    presence,
+    problems,
+    proofs,
+    streams,
+    transfer_targets,
+    views,
+)
 from api.access import CommandRoute
 from api.dispatch import CommandDispatch
 from api.settings import Settings
+from api.streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +76,33 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        conninfo = with_settings(database_url, LIMITS | {"statement_timeout": "10s"}, application="conversas-api")
         size = settings.read_connections
         # Searches must not keep those waiting who only want to know whose a token is, or whether we are ready.
-        async with _pool(conninfo, size) as pool, _pool(conninfo, 2) as quick_pool:
+        async with (
+            _pool(database_url, Role.READER, size) as pool,
+            _pool(database_url, Role.ACCESS, 2) as quick_pool,
+            _pool(database_url, Role.WRITER, 1) as bulk_pool,
+            _pool(database_url, Role.READER, 1) as live_pool,
+            _identity(settings, quick_pool) as identity,
+        ):
             handler = CommandHandler(database_url, cached_states=settings.cached_states)
             app.state.pool = pool
             app.state.quick_pool = quick_pool
-            app.state.identity = Identity(quick_pool, settings.token_cache_seconds)
+            app.state.identity = identity
+            app.state.signer = proofs.signer_of(settings)
+            presences = app.state.presences = Presences(quick_pool, settings.presence_seconds)
             app.state.writer = Writer(
-                handler, queue_limit=settings.writer_queue_limit, batch_limit=settings.writer_batch_limit
+                handler,
+                queue_limit=settings.writer_queue_limit,
+                batch_limit=settings.writer_batch_limit,
+                presences=presences,
             )
+            app.state.streams = Streams(Live(database_url, live_pool, settings.open_streams), presences)
+            chunk, keep_days = settings.bulk_chunk, settings.bulk_keep_days
+            app.state.bulk = BulkRunner(bulk_pool, app.state.writer, identity, chunk=chunk, keep_days=keep_days)
             try:
-                yield
+                async with app.state.bulk, app.state.streams:
+                    yield
             finally:
                 app.state.writer.close()
 
@@ -78,9 +117,28 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
     )
     commands: list[CommandRoute] = []
-    for module in (conversations, listing, contacts, directory, history, operations):
+    for module in (
+        conversations,
+        streams,  # before the listing: its paths are no ids of conversations
+        exports,
+        listing,
+        metrics,
+        bulk,
+        contacts,
+        attributes,
+        directory,
+        identities,
+        views,
+        history,
+        accesses,
+        proofs,
+        presence,
+        transfer_targets,
+        operations,
+    ):
         app.include_router(module.router)
         commands += [route for route in module.router.routes if isinstance(route, CommandRoute)]
+    app.include_router(asyncapi.install(settings))
     patch_fastapi(app)  # Swagger UI from this process: the page works without any other host
     problems.install(app)
     app.add_middleware(CommandDispatch, routes=commands)
@@ -99,7 +157,34 @@ def settle() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-def _pool(conninfo: str, size: int) -> AsyncConnectionPool[Any]:
+@asynccontextmanager
+async def _identity(settings: Settings, pool: AsyncConnectionPool[Any]) -> AsyncIterator[Identity]:
+    """Who is calling: by our own tokens and, where an outside issuer is set, by that one's."""
+    async with AsyncExitStack() as stack:
+        uses = await stack.enter_async_context(TokenUses(pool))
+        verifier = None
+        if settings.oidc_issuer is not None:
+            from adapters.oidc import Keys, Trust, Verifier  # noqa: PLC0415  # cryptography that most need not load
+
+            trust = Trust(
+                issuer=settings.oidc_issuer,
+                audience=settings.oidc_audience or "",
+                jwks_url=settings.oidc_jwks_url,
+                algorithms=frozenset(settings.oidc_algorithms.split(",")),
+                token_type=settings.oidc_token_type,
+                subject_claim=settings.oidc_subject_claim,
+                workspace_claim=settings.oidc_workspace_claim,
+                workspace=settings.oidc_workspace,
+                leeway_seconds=settings.oidc_leeway_seconds,
+                longest_life_seconds=settings.oidc_longest_life_seconds,
+                not_before_required=settings.oidc_not_before_required,
+            )
+            verifier = Verifier(trust, await stack.enter_async_context(Keys(trust)))
+        yield Identity(pool, settings.token_cache_seconds, uses=uses, verifier=verifier)
+
+
+def _pool(database_url: str, role: Role, size: int) -> AsyncConnectionPool[Any]:
+    conninfo = with_settings(database_url, QUERY_LIMITS | {"role": role.value}, application="conversas-api")
     return AsyncConnectionPool(
         conninfo, min_size=1, max_size=size, open=False, timeout=5.0, max_waiting=500, kwargs={"autocommit": True}
     )
@@ -129,7 +214,7 @@ def _describe_problems(responses: dict[str, dict[str, Any]]) -> None:
     for response in responses.values():
         content = response.get("content", {})
         if "application/problem+json" in content:
-            content["application/problem+json"] = content.pop("application/json")
+            content["application/problem+json"] = content.pop(next(type_ for type_ in content if "problem" not in type_))
 
 
 class Limits:

@@ -1,24 +1,43 @@
-"""Contacts over HTTP: register, replace details, read one.
+"""Contacts over HTTP: find, register, replace details, read one and what happened with them.
 
-Invariant: a contact is seen only by those with `view-contact`.
+Whose permission does not reach all of the workspace sees and changes those contacts only that a conversation within its
+reach is with.
+
+Invariant: a contact is seen only by those with `view-contact`; an event of a conversation, only by those who see that.
 """
 
-from datetime import datetime
-from typing import Annotated, Any
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, cast
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from api import demo
 from api.access import QUERY_PROBLEMS, Commands, answer, command_route, needs
-from api.queries import AtLeast, as_json, fetch, wait_for
+from api.history import HistoryEntry, entry
+from api.queries import (
+    AtLeast,
+    Cursor,
+    Limit,
+    Position,
+    as_json,
+    decode_cursor,
+    encode_cursor,
+    fetch,
+    invalid,
+    wait_for,
+)
 from domain.commands import ChangeContactDetails, RegisterContact
 from domain.errors import ContactNotFoundError
-from domain.events import ContactDetails
+from domain.events import ContactDetails, Line
 from domain.permissions import Caller, Permission, Scope
+from projections import timeline
+from projections.contacts import found_by
+from projections.history import COLUMNS as HISTORY_COLUMNS
 from projections.listing_query import visible
 
 router = APIRouter(prefix="/v1/contacts", tags=["contacts"])
@@ -45,6 +64,87 @@ class ContactView(BaseModel):
     position: int
 
 
+class ContactPage(BaseModel):
+    """A page of contacts; ``next`` is the cursor of the next one."""
+
+    items: list[ContactView]
+    next: str | None
+
+
+class ContactParameters(BaseModel):
+    """What to look for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    q: Annotated[
+        Line | None,
+        Field(description="beginnings of words of the name or of an e-mail, or digits in a row of a phone"),
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+    cursor: Annotated[str | None, Field(max_length=500, description="`next` of the page before")] = None
+    at_least: Annotated[
+        Position | None, Field(description="wait, briefly, until contacts have this position of a command's answer")
+    ] = None
+
+
+class TimelineEntry(HistoryEntry):
+    """An event, and the conversation that it belongs to; none of both: the contact's own."""
+
+    protocol: str | None
+    channel: str | None
+
+
+class TimelinePage(BaseModel):
+    """A page of the timeline; ``next`` is the cursor of the next one."""
+
+    items: list[TimelineEntry]
+    next: str | None
+
+
+_COLUMNS = ", ".join(f"contacts.{column}" for column in ContactView.model_fields)
+
+
+@router.get("", summary="Find contacts", response_model=ContactPage, responses=QUERY_PROBLEMS)
+async def find_contacts(
+    request: Request,
+    caller: Annotated[Caller, needs(Permission.VIEW_CONTACT)],
+    wanted: Annotated[ContactParameters, Query()],
+) -> Response:
+    """The contacts that you may see, by name; erased ones are not among them.
+
+    With ``q``, those that have all of its words: without accents, each as the beginning of one of theirs.
+    """
+    after = decode_cursor(wanted.cursor, str, UUID)
+    if after is not None and "\0" in after[0]:
+        raise invalid("cursor", "is not one of ours; start again without it")
+    await wait_for(request, "listing", wanted.at_least)
+    condition, values = _seen(caller)
+    table, sought = found_by(caller.workspace_id, wanted.q)
+    where, values = [condition, "not erased"], [*sought, *values]
+    if after is not None:
+        where.append("(name_key, contacts.id) > (%s, %s)")
+        values += after
+    query = (
+        f"select {_COLUMNS}, name_key from {table} contacts where {' and '.join(where)} order by name_key, contacts.id"
+    )
+    rows = await fetch(request, caller, f"{query} limit %s", [*values, wanted.limit + 1])
+    items = rows[: wanted.limit]
+    keys = [row.pop("name_key") for row in items]
+    more = len(rows) > wanted.limit
+    return as_json({"items": items, "next": encode_cursor(keys[-1], items[-1]["id"]) if more else None})
+
+
+def _seen(caller: Caller) -> tuple[str, list[Any]]:
+    """The condition on `contacts` for those that ``caller`` may see."""
+    condition, values = "contacts.workspace_id = %s", [caller.workspace_id]
+    if caller.scope(Permission.VIEW_CONTACT) is not Scope.ALL:
+        conditions = visible(caller, Permission.VIEW_CONTACT)
+        theirs = " and ".join(text for text, _ in conditions)
+        condition += f" and exists (select from listing where contact_id = contacts.id and {theirs})"
+        values += [value for _, some in conditions for value in some]
+    return condition, values
+
+
 @command_route(
     router,
     "",
@@ -68,25 +168,86 @@ async def register_contact(body: Registration, commands: Commands) -> Response:
     example={"name": "Ana Souza", "phones": ["+55 11 98765-4321"], "attributes": {"plano": "ouro"}},
 )
 async def change_contact(id: ContactId, body: ContactDetails, commands: Commands) -> Response:
-    """Replace all that is known of the contact."""
-    return answer(await commands.execute(ChangeContactDetails(details=body), id))
+    """Replace all that is known of the contact.
+
+    Where your permission does not reach all of the workspace, a conversation with the contact must be within its reach.
+    """
+    through = await _conversation_within_reach(commands.request, commands.caller, id)
+    return answer(await commands.execute(ChangeContactDetails(details=body, through=through), id))
+
+
+async def _conversation_within_reach(request: Request, caller: Caller, contact_id: UUID) -> UUID | None:
+    """A conversation that may give ``caller`` the right to edit the contact, as far as the listing knows.
+
+    It is a proposal: the command's rules look at the conversation as it stands when they decide.
+    """
+    if caller.scope(Permission.EDIT_CONTACT) in {None, Scope.ALL}:
+        return None
+    conditions = visible(caller, Permission.EDIT_CONTACT)
+    theirs = " and ".join(text for text, _ in conditions)
+    values = [value for _, some in conditions for value in some]
+    query = f"select id from listing where contact_id = %s and {theirs} order by last_activity_at desc limit 1"
+    rows = await fetch(request, caller, query, [contact_id, *values])
+    return rows[0]["id"] if rows else None
 
 
 @router.get("/{id}", summary="Get a contact", response_model=ContactView, responses=QUERY_PROBLEMS)
 async def get_contact(
-    id: ContactId, request: Request, caller: Annotated[Caller, needs(Permission.VIEW_CONTACT)], at_least: AtLeast = None
+    id: ContactId,
+    request: Request,
+    caller: Annotated[Caller, needs(Permission.VIEW_CONTACT)],
+    at_least: AtLeast = None,
 ) -> Response:
     """What is known of the contact, its version as the ETag."""
     await wait_for(request, "listing", at_least)
-    where, values = "workspace_id = %s and id = %s", [caller.workspace_id, id]
-    if caller.scope(Permission.VIEW_CONTACT) is not Scope.ALL:
-        conditions = visible(caller, Permission.VIEW_CONTACT)
-        theirs = " and ".join(condition for condition, _ in conditions)
-        where += f" and exists (select from listing where contact_id = %s and {theirs})"
-        values += [id, *(value for _, some in conditions for value in some)]
-    rows = await fetch(
-        request, caller, f"select {', '.join(ContactView.model_fields)} from contacts where {where}", values
-    )
+    row = await _contact(request, caller, id)
+    return as_json(row, {"ETag": f'"{row["version"]}"'})
+
+
+async def _contact(request: Request, caller: Caller, id_: UUID) -> dict[str, Any]:
+    condition, values = _seen(caller)
+    query = f"select {_COLUMNS} from contacts where {condition} and contacts.id = %s"
+    rows = await fetch(request, caller, query, [*values, id_])
     if not rows:
         raise ContactNotFoundError
-    return as_json(rows[0], {"ETag": f'"{rows[0]["version"]}"'})
+    return rows[0]
+
+
+@router.get(
+    "/{id}/timeline", summary="Read a contact's timeline", response_model=TimelinePage, responses=QUERY_PROBLEMS
+)
+async def get_timeline(
+    id: ContactId,
+    request: Request,
+    caller: Annotated[Caller, needs(Permission.VIEW_CONTACT)],
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    at_least: AtLeast = None,
+) -> Response:
+    """Everything that happened with the contact, in all conversations that you may see, newest first.
+
+    A conversation that is reassigned takes its past along to its new contact; whom it was taken from keeps the
+    reassignment.
+    """
+    before = _moment_and_position(decode_cursor(cursor, str, int))
+    await wait_for(request, "listing", at_least)
+    await wait_for(request, "history", at_least)
+    await _contact(request, caller, id)
+    page = timeline.Page(caller.workspace_id, id, HISTORY_COLUMNS, before, limit)
+    rows = await fetch(request, caller, *timeline.page(page, visible(caller)))
+    items = [entry(row) for row in rows[:limit]]
+    more = len(rows) > limit
+    last = encode_cursor(items[-1]["occurred_at"].astimezone(UTC).isoformat(), items[-1]["position"]) if more else None
+    return as_json({"items": items, "next": last})
+
+
+def _moment_and_position(parts: Sequence[Any] | None) -> tuple[datetime, int] | None:
+    if parts is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(parts[0])
+    except ValueError:
+        moment = None
+    if moment is None or moment.utcoffset() != timedelta(0):
+        raise invalid("cursor", "is not one of ours; start again without it")
+    return moment, cast("int", parts[1])

@@ -20,15 +20,18 @@ from domain.commands import (
     HandOffToBot,
     IssueToken,
     JoinSector,
+    LinkIdentity,
     OpenConversation,
     ReceiveMessage,
     RegisterAgent,
     RegisterContact,
+    SaveView,
     SendMessage,
     Transfer,
+    identity_id,
 )
 from domain.envelope import Stream
-from domain.events import Actor, ActorKind, ContactDetails, Surface
+from domain.events import Actor, ActorKind, ContactDetails, Surface, ViewContents
 from domain.permissions import BUILT_IN_ROLES, Caller
 
 
@@ -47,9 +50,14 @@ def _id(name: str) -> UUID:
 SECTOR, OTHER_SECTOR = _id("sector:suporte"), _id("sector:vendas")
 ADMIN, AGENT, OTHER_AGENT = _id("agent:admin"), _id("agent:bia"), _id("agent:davi")
 SPARE_SECTOR, SPARE_AGENT, SPARE_TOKEN = _id("sector:ouvidoria"), _id("agent:eva"), _id("token:spare")
-"""For the examples that close, deactivate and revoke."""
+ISSUER = "https://login.example.com"
+SPARE_IDENTITY = identity_id(ISSUER, "davi.rocha")
+"""For the examples that close, deactivate, revoke and unlink."""
 CONTACT, OTHER_CONTACT = _id("contact:ana"), _id("contact:joao")
 CONVERSATION = _id("conversation:1")
+VIEW, SPARE_VIEW = _id("view:mine"), _id("view:spare")
+BULK_JOB = _id("bulk:1")
+"""For the example that starts one."""
 ADMIN_ACTOR = Actor(kind=ActorKind.AGENT, id=str(ADMIN))
 _SYSTEM = Actor(kind=ActorKind.SYSTEM, id="demo")
 _CONTACTS = {
@@ -123,8 +131,13 @@ def _story() -> Iterator[tuple[UUID, Actor, Command]]:
     yield SPARE_SECTOR, _SYSTEM, CreateSector(name="Ouvidoria")
     yield SPARE_AGENT, _SYSTEM, RegisterAgent(name="Eva Dias")
     crm = Actor(kind=ActorKind.INTEGRATION, id="crm")
+    pending = ViewContents(name="Pendentes", filter='{"field":"status","operator":"is","value":"pending"}')
+    for view in (VIEW, SPARE_VIEW):
+        yield view, ADMIN_ACTOR, SaveView(owner=ADMIN_ACTOR, contents=pending, sort="waiting_since", descending=False)
     no_secret = "0" * 64  # nothing that anybody could know has this hash
     yield SPARE_TOKEN, _SYSTEM, IssueToken(name="CRM", secret_sha256=no_secret, actor=crm, role="integration")
+    davi = LinkIdentity(issuer=ISSUER, subject="davi.rocha", agent_id=OTHER_AGENT, role="agent")
+    yield SPARE_IDENTITY, _SYSTEM, davi
 
 
 def _conversations() -> Iterator[tuple[UUID, Actor, Command]]:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Path, Request
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Strict
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, Strict
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
@@ -89,6 +89,9 @@ class NewToken(Fact):
     actor: Holder
     role: Slug
     expires_at: Annotated[AwareDatetime, Strict(), AfterValidator(_storable)] | None = None
+    grants: Annotated[
+        dict[Permission, Scope] | None, Field(description="what it may do of what its role grants; absent: all of it")
+    ] = None
 
 
 class IssuedToken(CommandAnswer):
@@ -126,6 +129,10 @@ class TokenView(BaseModel):
     issued_at: datetime
     expires_at: datetime | None
     revoked: bool
+    grants: Annotated[
+        dict[Permission, Scope] | None, Field(description="what it was narrowed to; null: it may do what its role may")
+    ]
+    last_used_at: Annotated[datetime | None, Field(description="to the minute; null: never")]
 
 
 class Me(BaseModel):
@@ -213,6 +220,7 @@ async def issue_token(body: NewToken, commands: Commands) -> Response:
         actor=body.actor,
         role=body.role,
         expires_at=body.expires_at,
+        grants=body.grants,
     )
     outcome = await commands.execute(command, uuid7())
     response = answer(outcome, 201, "/v1/tokens")
@@ -271,7 +279,11 @@ async def list_agents(request: Request, caller: Annotated[Caller, needs(Permissi
 @router.get("/tokens", summary="List the access tokens", response_model=Tokens, responses=QUERY_PROBLEMS)
 async def list_tokens(request: Request, caller: Annotated[Caller, needs(Permission.MANAGE_TOKENS)]) -> Response:
     """Every access token of the workspace, revoked ones too; never a secret."""
-    return await _list(request, caller, "tokens", TokenView)
+    tokens = (
+        "(select t.*, u.last_used_at from tokens t"
+        " left join token_uses u on u.workspace_id = t.workspace_id and u.token_id = t.id) tokens"
+    )
+    return await _list(request, caller, tokens, TokenView)
 
 
 @router.get("/roles", summary="List the roles", response_model=Roles, responses=QUERY_PROBLEMS)

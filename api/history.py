@@ -15,11 +15,11 @@ from adapters.event_log import COLUMNS as EVENT_COLUMNS
 from adapters.event_log import EventRow, recorded
 from api.access import QUERY_PROBLEMS, needs
 from api.queries import Moment, Position, as_json, decode_cursor, encode_cursor, fetch, fetch_status, wait_for
-from domain.envelope import StreamType
+from domain.envelope import RecordedEvent, StreamType
 from domain.events import EVENTS, UNPUBLISHED, Actor, Line, Surface
 from domain.permissions import Caller, Permission, Scope
 from projections.history import COLUMNS
-from projections.listing_query import Condition, visible
+from projections.listing_query import Sql, visible
 
 router = APIRouter(prefix="/v1", tags=["history"])
 
@@ -43,6 +43,7 @@ class HistoryEntry(BaseModel):
     sector_id: UUID | None
     agent_id: UUID | None
     bot: str | None
+    contact_id: UUID | None
     details: dict[str, Any]
 
 
@@ -79,7 +80,7 @@ async def search_history(
     """Events across conversations, newest first; only of what you may see."""
     before = decode_cursor(wanted.cursor, int)
     await wait_for(request, "history", wanted.at_least)
-    conditions: list[Condition] = [("workspace_id = %s", [caller.workspace_id])]
+    conditions: list[Sql] = [("workspace_id = %s", [caller.workspace_id])]
     for condition, value in (
         ("actor_id = %s", wanted.actor),
         ("topic = %s", wanted.event),
@@ -176,13 +177,13 @@ async def read_events(
         " where position > %s and position <= %s and workspace_id = %s order by position limit %s",
         (after, end, caller.workspace_id, limit),
     )
-    items = [_event(EventRow(**row)) for row in rows]
+    items = [event_view(recorded(EventRow(**row))) for row in rows]
     going_on = items[-1]["position"] if len(items) == limit else max(after, end)
     return as_json({"items": items, "next": going_on})
 
 
-def _event(row: EventRow) -> dict[str, Any]:
-    event = recorded(row)
+def event_view(event: RecordedEvent) -> dict[str, Any]:
+    """An event as clients see it."""
     return {
         "id": event.id,
         "position": event.position,

@@ -4,17 +4,20 @@ Invariant: every query is limited to what the caller may see; what lies outside 
 """
 
 import re
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
+from adapters.accesses import What, of_conversation, recording
 from adapters.codec import decode
 from api import demo
-from api.access import QUERY_PROBLEMS, needs
+from api.access import COMMAND_PROBLEMS, QUERY_PROBLEMS, needs
 from api.history import HistoryPage, entry
 from api.queries import (
     AtLeast,
@@ -43,10 +46,41 @@ from domain.events import (
     Status,
 )
 from domain.permissions import Caller, Permission, may
+from projections.filters import (
+    ATTRIBUTES,
+    EVERYTHING,
+    FIELDS,
+    FILTER,
+    MOST_CONDITIONS,
+    MOST_LEVELS,
+    OPERATORS,
+    Condition,
+    Filter,
+    Kind,
+    Operator,
+    all_of,
+)
 from projections.history import COLUMNS as HISTORY_COLUMNS
-from projections.listing_query import Bar, Page, Sort, one, owner_of, page, shown
+from projections.listing_query import (
+    COUNTED_TO,
+    NULLABLE,
+    NUMERIC,
+    Page,
+    Sort,
+    counts,
+    one,
+    owner_of,
+    pages,
+    shown,
+)
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
+
+
+def _example(body: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"content": {"application/json": {"example": body}}}}
+
+
 ConversationId = Annotated[UUID, Path(description="the conversation's id", examples=[demo.CONVERSATION])]
 
 
@@ -105,8 +139,11 @@ class ConversationPage(BaseModel):
     next: str | None
 
 
-class ListingParameters(BaseModel):
-    """The filter bar, sort and page."""
+_LONGEST_FILTER = 20_000
+
+
+class BarParameters(BaseModel):
+    """The filter bar: what is given must hold; several values of one filter are alternatives."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -122,8 +159,26 @@ class ListingParameters(BaseModel):
     last_activity_until: Moment | None = None
     finalized_from: Moment | None = None
     finalized_until: Moment | None = None
-    q: Annotated[Line | None, Field(description="protocol, or the contact's name, phone or e-mail")] = None
-    sort: Sort = Sort.LAST_ACTIVITY
+    q: Annotated[
+        Line | None, Field(description="beginnings of words of the protocol, the contact's name or e-mails; or a phone")
+    ] = None
+    filter: Annotated[
+        str | None,
+        Field(
+            max_length=_LONGEST_FILTER,
+            description="more conditions, nested with and / or / not: JSON as in `POST /v1/conversations/search`",
+        ),
+    ] = None
+
+
+class Paging(BaseModel):
+    """The order of the rows, and which of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sort: Annotated[
+        Sort | None, Field(description="else by the only period of the bar that is given, or by latest activity")
+    ] = None
     order: Literal["desc", "asc"] = "desc"
     limit: Annotated[int, Field(ge=1, le=500)] = 50
     cursor: Annotated[str | None, Field(max_length=500, description="`next` of the page before")] = None
@@ -132,53 +187,262 @@ class ListingParameters(BaseModel):
     ] = None
 
 
+class ListingParameters(Paging, BarParameters):
+    """The filter bar, sort and page."""
+
+
+class Search(Paging):
+    """A filter, sort and page."""
+
+    filter: Filter = EVERYTHING
+
+
+def filter_of(parameters: BarParameters) -> Filter:
+    """The bar and the further filter of a query string, as one filter.
+
+    Raises `RequestValidationError` for a further filter that is none, with the place in it.
+    """
+    found = [*_bar(parameters)]
+    if parameters.filter is not None:
+        try:
+            found.append(FILTER.validate_json(parameters.filter))
+        except ValidationError as error:
+            wrong = error.errors(include_url=False, include_context=False, include_input=False)
+            raise RequestValidationError([{**e, "loc": ("query", "filter", *e["loc"])} for e in wrong]) from None
+    return all_of(found)
+
+
+def sort_of(bar: BarParameters, wanted: Sort | None) -> Sort:
+    """The sort that is wanted; else that of the only period that is given, whose rows stand side by side in it."""
+    periods = {
+        Sort.OPENED: bar.opened_from or bar.opened_until,
+        Sort.LAST_ACTIVITY: bar.last_activity_from or bar.last_activity_until,
+        Sort.FINALIZED: bar.finalized_from or bar.finalized_until,
+    }
+    given = [sort for sort, at in periods.items() if at is not None]
+    return wanted or (given[0] if len(given) == 1 else Sort.LAST_ACTIVITY)
+
+
+def _bar(bar: BarParameters) -> Iterator[Filter]:
+    for name in ("status", "channel", "sector", "agent", "bot", "label"):
+        if values := getattr(bar, name):
+            yield Condition(field=name, operator=Operator.IN, value=values)
+    for name in ("opened", "last_activity", "finalized"):
+        for end, operator in (("from", Operator.AFTER), ("until", Operator.BEFORE)):
+            if (at := getattr(bar, f"{name}_{end}")) is not None:
+                yield Condition(field=name, operator=operator, value=at)
+    if bar.q is not None and bar.q.strip():
+        yield Condition(field="text", operator=Operator.CONTAINS, value=bar.q)
+
+
+def _grammar() -> str:
+    """The table of fields and operators, in words."""
+    fields = {kind: [f"`{name}`" for name in FIELDS if FIELDS[name] is kind] for kind in Kind}
+    fields[Kind.ATTRIBUTE] = [f"`{prefix}KEY`" for prefix in ATTRIBUTES]
+    rows = [
+        f"| {', '.join(fields[kind])} | {kind.value} | {', '.join(f'`{each}`' for each in operators)} |"
+        for kind, operators in OPERATORS.items()
+    ]
+    return "\n".join(
+        (
+            (
+                "The conversations that you may see and that fit a filter: a condition, or conditions nested with"
+                f" `and`, `or` and `not`, up to {MOST_CONDITIONS} of them on {MOST_LEVELS} levels."
+            ),
+            "",
+            "| fields | hold | operators |",
+            "|---|---|---|",
+            *rows,
+            "",
+            (
+                "`in` and `not_in` take a list of values, `between` one of two, `is_set` and `is_not_set` none,"
+                " `in_last_days` and `more_than_days_ago` a number of days. A moment or date belongs to what is after"
+                " it: `between` two of them holds the first and not the second; between two numbers holds both. Where"
+                " nothing is set, `is_not`, `not_in` and `not_contains` hold, and `not` always is the exact opposite."
+                " `contains` and `starts_with` look past case and accents; phones are compared by their digits."
+                " Of fields with several values, one must fit. Actors are `kind:id`. A contact whom you may not see"
+                " has no details to compare."
+            ),
+        )
+    )
+
+
+_GRAMMAR = _grammar()
+Viewer = Annotated[Caller, needs(Permission.VIEW)]
+
+
 @router.get("", summary="List conversations", response_model=ConversationPage, responses=QUERY_PROBLEMS)
 async def list_conversations(
-    request: Request,
-    caller: Annotated[Caller, needs(Permission.VIEW)],
-    wanted: Annotated[ListingParameters, Query()],
+    request: Request, caller: Viewer, wanted: Annotated[ListingParameters, Query()]
 ) -> Response:
     """The conversations that you may see and that fit the filters; several values of one filter are alternatives."""
-    after = decode_cursor(wanted.cursor, str, str, str, UUID)
-    if after is not None and after[:2] != [wanted.sort.value, wanted.order]:
-        raise invalid("cursor", "belongs to another sort; start again without it")
-    if after is not None and not _is_sort_value(wanted.sort, after[2]):
-        raise invalid("cursor", "is not one of ours; start again without it")
+    return await _page(request, caller, filter_of(wanted), wanted, "query", sort_of(wanted, wanted.sort))
+
+
+@router.post(
+    "/search",
+    summary="Search conversations",
+    description=_GRAMMAR,
+    response_model=ConversationPage,
+    responses=COMMAND_PROBLEMS,
+    openapi_extra=_example(
+        {
+            "filter": {
+                "and": [
+                    {"field": "status", "operator": "in", "value": ["pending", "in_progress"]},
+                    {"not": {"field": "contact.name", "operator": "starts_with", "value": "joao"}},
+                    {
+                        "or": [
+                            {"field": "waiting_seconds", "operator": "less", "value": 3600},
+                            {"field": "label", "operator": "is", "value": "troca"},
+                        ]
+                    },
+                ]
+            },
+            "sort": "waiting",
+        }
+    ),
+)
+async def search_conversations(request: Request, caller: Viewer, wanted: Search) -> Response:
+    """The conversations that you may see and that fit a filter."""
+    return await _page(request, caller, wanted.filter, wanted, "body", wanted.sort or Sort.LAST_ACTIVITY)
+
+
+async def _page(request: Request, caller: Caller, filter_: Filter, wanted: Paging, place: str, sort: Sort) -> Response:
+    after, now = _resumed(wanted, place, sort)
     await wait_for(request, "listing", wanted.at_least)
-    bar = Bar(
-        **wanted.model_dump(exclude={"q", "sort", "order", "limit", "cursor", "at_least"}),
-        text=wanted.q,
+    rows: list[dict[str, Any]] = []
+    asked = Page(
+        filter=filter_,
+        sort=sort,
+        descending=wanted.order == "desc",
+        after=after,
+        limit=wanted.limit + 1,  # to tell whether more follow
+        now=now,
     )
-    statement = page(
-        caller,
-        Page(
-            bar=bar,
-            sort=wanted.sort,
-            descending=wanted.order == "desc",
-            after=(after[2], after[3]) if after else None,
-            limit=wanted.limit,
-        ),
-    )
-    rows = await fetch(request, caller, *statement)
-    more = len(rows) > wanted.limit
-    rows = rows[: wanted.limit]
-    cursor = encode_cursor(wanted.sort, wanted.order, rows[-1]["sort_value"], rows[-1]["id"]) if more else None
+    for statement in pages(caller, asked):
+        rows += await fetch(request, caller, *statement)
+        if len(rows) > wanted.limit:
+            break
+    more, rows = len(rows) > wanted.limit, rows[: wanted.limit]
+    cursor = None
+    if more:
+        last = rows[-1]
+        cursor = encode_cursor(sort, wanted.order, last["sort_value"] or "", last["id"], now.isoformat())
     return as_json({"items": [shown(row, caller) for row in rows], "next": cursor})
 
 
+def _resumed(wanted: Paging, place: str, sort: Sort) -> tuple[tuple[str | None, UUID] | None, datetime]:
+    """Where the page begins, and the moment from which days and waits are counted: that of the first page."""
+    present = datetime.now(UTC)
+    parts = decode_cursor(wanted.cursor, str, str, str, UUID, str)
+    if parts is None:
+        return None, present
+    sorted_by, order, value, id_, moment = parts
+    if (sorted_by, order) != (sort, wanted.order):
+        raise invalid("cursor", "belongs to another sort; start again without it", place)
+    now = _moment(moment)
+    if now is None or now > present or not _is_sort_value(sort, value):
+        raise invalid("cursor", "is not one of ours; start again without it", place)
+    return (value or None, id_), now
+
+
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?\+00")
+_NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-][0-9]{1,2})?")
+_EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def _is_sort_value(sort: Sort, value: str) -> bool:
     """Whether PostgreSQL would print a value of ``sort`` like this, so that it can also read it."""
+    if not value:
+        return sort in NULLABLE
     if sort is Sort.PRIORITY:
         return value in {"0", "1", "2", "3"}
-    if value in {"infinity", "-infinity"}:
-        return True
+    if sort in NUMERIC:
+        return _NUMBER.fullmatch(value) is not None
     try:
         return _TIME.fullmatch(value) is not None and datetime.fromisoformat(value) is not None
     except ValueError:
         return False
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None and found >= _EARLIEST else None
+
+
+class Count(BaseModel):
+    """How many; with ``more`` there are more than that."""
+
+    count: int
+    more: bool
+
+
+class Counts(BaseModel):
+    """How many conversations fit: the filter in each status, whatever status the bar asks for, and in total."""
+
+    total: Annotated[Count, Field(description="with the bar's statuses")]
+    statuses: Annotated[dict[Status, Count], Field(description="without the bar's statuses")]
+
+
+class Counting(BaseModel):
+    """How exactly to count, and when."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    exact: Annotated[bool, Field(description=f"also what goes beyond {COUNTED_TO:,}, however long it takes")] = False
+    at_least: Annotated[
+        Position | None, Field(description="wait, briefly, until the listing has this position of a command's answer")
+    ] = None
+
+
+class CountsParameters(Counting, BarParameters):
+    """The filter bar, and how exactly to count."""
+
+
+class CountsSearch(Counting):
+    """A filter, and how exactly to count."""
+
+    filter: Filter = EVERYTHING
+
+
+@router.get("/counts", summary="Count conversations", response_model=Counts, responses=QUERY_PROBLEMS)
+async def count_conversations(
+    request: Request, caller: Viewer, wanted: Annotated[CountsParameters, Query()]
+) -> Response:
+    """How many you may see that fit the filters: per status and in total."""
+    found = filter_of(wanted.model_copy(update={"status": []}))
+    return await _counts(request, caller, found, wanted, wanted.status or list(Status))
+
+
+@router.post(
+    "/counts",
+    summary="Count conversations by a filter that nests",
+    response_model=Counts,
+    responses=COMMAND_PROBLEMS,
+    openapi_extra=_example({"filter": {"field": "label", "operator": "is", "value": "troca"}}),
+)
+async def count_found(request: Request, caller: Viewer, wanted: CountsSearch) -> Response:
+    """How many you may see that fit a filter, which may nest: per status and in total."""
+    return await _counts(request, caller, wanted.filter, wanted, list(Status))
+
+
+async def _counts(
+    request: Request, caller: Caller, filter_: Filter, wanted: Counting, statuses: list[Status]
+) -> Response:
+    await wait_for(request, "listing", wanted.at_least)
+    rows = await fetch(request, caller, *counts(caller, filter_, exact=wanted.exact))
+    found = dict.fromkeys((status.value for status in Status), 0) | {row["status"]: row["count"] for row in rows}
+
+    def told(count: int) -> dict[str, Any]:
+        more = count > COUNTED_TO and not wanted.exact
+        return {"count": COUNTED_TO if more else count, "more": more}
+
+    total = sum(found[status] for status in set(statuses))
+    return as_json({"total": told(total), "statuses": {status: told(count) for status, count in found.items()}})
 
 
 async def _visible(request: Request, caller: Caller, id_: UUID) -> dict[str, Any]:
@@ -222,6 +486,7 @@ class MessagePage(BaseModel):
     next: str | None
 
 
+Written = MessageReceived | MessageSent | NoteAdded
 _DIRECTIONS = {MessageReceived.TOPIC: "received", MessageSent.TOPIC: "sent", NoteAdded.TOPIC: "note"}
 
 
@@ -234,33 +499,39 @@ async def get_messages(
     cursor: Cursor = None,
 ) -> Response:
     """The conversation's messages and notes, oldest first."""
-    await _visible(request, caller, id)
+    conversation = await _visible(request, caller, id)
     after = decode_cursor(cursor, int) or [0]
-    rows = await fetch(
-        request,
-        caller,
+    access = of_conversation(caller, What.MESSAGES, request.state.request_id, id, owner_of(conversation))
+    statement = recording(
+        access,
         "select version, topic, data, occurred_at, recorded_at from events where workspace_id = %s and stream_id = %s"
         " and version > %s and topic = any(%s) order by version limit %s",
         (caller.workspace_id, id, *after, list(_DIRECTIONS), limit + 1),
     )
+    rows = await fetch(request, caller, *statement)
     items = [_message(row) for row in rows[:limit]]
     more = len(rows) > limit
     return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})
 
 
 def _message(row: dict[str, Any]) -> dict[str, Any]:
-    event = cast("MessageReceived | MessageSent | NoteAdded", decode(row["topic"], row["data"]))
+    event = cast("Written", decode(row["topic"], row["data"]))
+    return message_view(event, row["version"], row["occurred_at"], row["recorded_at"])
+
+
+def message_view(event: Written, version: int, occurred_at: datetime, recorded_at: datetime) -> dict[str, Any]:
+    """A message or note as clients see it."""
     said = event.personal.model_dump(mode="json")
     return {
-        "version": row["version"],
-        "direction": _DIRECTIONS[row["topic"]],
+        "version": version,
+        "direction": _DIRECTIONS[event.TOPIC],
         "message_id": event.message_id,
         "author": event.author.model_dump(mode="json"),
         "kind": MessageKind.TEXT if isinstance(event, NoteAdded) else event.kind,
         "text": said["text"],
         "attachments": said.get("attachments", []),
-        "occurred_at": row["occurred_at"],
-        "recorded_at": row["recorded_at"],
+        "occurred_at": occurred_at,
+        "recorded_at": recorded_at,
     }
 
 
@@ -279,13 +550,14 @@ async def get_history(
     if not may(caller, Permission.READ_HISTORY, owner_of(conversation)):
         raise PermissionDeniedError(f"This needs the permission '{Permission.READ_HISTORY}' for this conversation.")
     after = decode_cursor(cursor, int) or [0]
-    rows = await fetch(
-        request,
-        caller,
+    access = of_conversation(caller, What.HISTORY, request.state.request_id, id, owner_of(conversation))
+    statement = recording(
+        access,
         f"select {', '.join(HISTORY_COLUMNS)} from history"
         " where workspace_id = %s and stream_id = %s and version > %s order by version limit %s",
         (caller.workspace_id, id, *after, limit + 1),
     )
+    rows = await fetch(request, caller, *statement)
     more = len(rows) > limit
     items = [entry(row) for row in rows[:limit]]
     return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})

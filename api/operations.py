@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import psycopg
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from adapters.kafka_status import STATUS_QUERY, Publishers
 from api.queries import as_json, fetch_status
 
 router = APIRouter(tags=["operations"])
@@ -79,4 +80,6 @@ async def metrics(request: Request) -> Response:
         PROJECTION_POSITION.labels(row["name"]).set(row["position"])
         PROJECTION_HALTED.labels(row["name"]).set(row["halted"] is not None)
     WRITER_QUEUE.set(request.app.state.writer.depth())
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    publishers = CollectorRegistry(auto_describe=False)
+    publishers.register(Publishers(await fetch_status(request, STATUS_QUERY)))
+    return Response(generate_latest() + generate_latest(publishers), media_type=CONTENT_TYPE_LATEST)

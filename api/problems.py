@@ -103,7 +103,7 @@ async def on_invalid(_: Request, error: Exception) -> Response:
     """What is wrong with the request, place by place, without repeating what was sent."""
     assert isinstance(error, RequestValidationError)
     errors = [
-        {"in": [str(part)[:100] for part in e["loc"]], "what": e["type"], "message": e["msg"][:300]}
+        {"in": [str(part)[:100] for part in e["loc"]], "what": e["type"], "message": e["msg"][:1000]}
         for e in error.errors()[:20]
     ]
     return problem(422, "invalid-request", "The request does not fit its description; see 'errors'.", errors=errors)

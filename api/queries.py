@@ -59,6 +59,7 @@ class CommandAnswer(BaseModel):
     events: Annotated[int, Field(description="how many events it caused; 0: it was already so")]
     replayed: Annotated[bool, Field(description="the answer given before under the same idempotency key")]
     status: Annotated[str | None, Field(description="a conversation's status after it")] = None
+    warnings: Annotated[list[str], Field(description="done all the same: `target-offline`; absent where none")] = []
 
 
 class ReadModelBehindError(UnavailableError):
@@ -136,9 +137,9 @@ def _is(part: Any, type_: type) -> Any:
     return part
 
 
-def invalid(parameter: str, message: str) -> RequestValidationError:
-    """The error for a query parameter that is well-formed and yet wrong."""
-    return RequestValidationError([{"loc": ("query", parameter), "type": "invalid", "msg": message}])
+def invalid(parameter: str, message: str, place: str = "query") -> RequestValidationError:
+    """The error for a parameter that is well-formed and yet wrong."""
+    return RequestValidationError([{"loc": (place, parameter), "type": "invalid", "msg": message}])
 
 
 def as_json(body: Any, headers: Mapping[str, str] | None = None) -> Response:

@@ -44,7 +44,7 @@ def _tend(child: _Child, environment: Mapping[str, str]) -> None:
     now = monotonic()
     if child.process is None:
         if now >= child.start_at:
-            command = [sys.executable, "-m", "api", child.name]
+            command = [sys.executable, "-m", "api", *child.name.split()]
             watched = {**environment, PARENT_VARIABLE: str(os.getpid())}
             # A session of its own: Ctrl-C reaches the supervisor alone, which then stops all in order.
             child.process = subprocess.Popen(command, env=watched, start_new_session=True)  # noqa: S603  # our own

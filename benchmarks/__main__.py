@@ -14,7 +14,7 @@ from time import monotonic
 
 from benchmarks.measuring import bench, machine
 
-PARTS = ("store", "http_commands", "importing", "projecting", "publishing", "memory")
+PARTS = ("store", "http_commands", "bulk", "importing", "projecting", "publishing", "memory")
 
 
 def main() -> None:

@@ -146,7 +146,7 @@ async def _load(port: int, conversations: Sequence[UUID], requests: Requests, se
 
 
 @contextmanager
-def _server(conninfo: str) -> Iterator[tuple[int, psutil.Process]]:
+def server(conninfo: str) -> Iterator[tuple[int, psutil.Process]]:
     """The server's port and process."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
@@ -185,7 +185,7 @@ def run(bench: Bench) -> None:
     seconds = 0.5 if bench.is_quick else 1.0
     conninfo = bench.database(read_models=True)
     conversations = _prepare(conninfo)
-    with _server(conninfo) as (port, process):
+    with server(conninfo) as (port, process):
         uvloop.run(_load(port, conversations, _note, 0.5))
         for connections in CONNECTIONS:
             _measure(bench, port, process, conversations[:connections], seconds)

@@ -46,6 +46,8 @@ class _Beginning:
     def __init__(self, log: EventLog, head: int) -> None:
         self._log = log
         self._head = head
+        self.read_streams = log.read_streams
+        self.conversations_of = log.conversations_of
 
     def read(self, after: int, limit: int) -> Sequence[RecordedEvent]:
         return self._log.read(after, min(limit, self._head - after)) if after < self._head else []

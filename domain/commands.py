@@ -15,17 +15,22 @@ from domain.events import (
     Actor,
     ActorKind,
     Attachment,
+    AttributeTarget,
+    AttributeType,
     AttributeValue,
     ContactDetails,
     Fact,
     FinalizationCause,
+    Issuer,
     Line,
     MessageKind,
     Name,
     Priority,
     Slug,
+    Subject,
     Surface,
     Text,
+    ViewContents,
 )
 from domain.permissions import Permission, Scope
 
@@ -35,6 +40,20 @@ Named = Iterable[tuple[StreamType, UUID]]
 def role_id(name: str) -> UUID:
     """The id of the role called ``name``, in every workspace."""
     return uuid5(NAMESPACE_URL, f"conversas:role:{name}")
+
+
+def identity_id(issuer: str, subject: str) -> UUID:
+    """The id of the identity that ``issuer`` calls ``subject``, in every workspace."""
+    return uuid5(NAMESPACE_URL, f"conversas:identity:{issuer} {subject}")
+
+
+def attribute_id(target: AttributeTarget, key: str) -> UUID:
+    """The id of the definition of a custom attribute, in every workspace."""
+    return uuid5(NAMESPACE_URL, f"conversas:attribute:{target.value}:{key}")
+
+
+def _definitions(target: AttributeTarget, keys: Iterable[str]) -> list[tuple[StreamType, UUID]]:
+    return [(StreamType.ATTRIBUTE, attribute_id(target, key)) for key in keys]
 
 
 def _named(
@@ -266,6 +285,10 @@ class SetAttribute(ConversationCommand):
     key: Slug
     value: AttributeValue
 
+    def names(self) -> Named:
+        """The value must fit the attribute's definition."""
+        return _definitions(AttributeTarget.CONVERSATION, [self.key])
+
 
 class ReassignContact(ConversationCommand):
     """It is with another contact."""
@@ -294,11 +317,25 @@ class RegisterContact(ContactCommand):
     contact_id: UUID
     details: ContactDetails
 
+    def names(self) -> Named:
+        """The attributes' values must fit their definitions."""
+        return _definitions(AttributeTarget.CONTACT, self.details.attributes)
+
 
 class ChangeContactDetails(ContactCommand):
-    """Replace what is known of a contact."""
+    """Replace what is known of a contact.
+
+    Whose `edit-contact` does not reach all of the workspace changes a contact ``through`` a conversation with them that
+    it reaches.
+    """
 
     details: ContactDetails
+    through: UUID | None = None
+
+    def names(self) -> Named:
+        """The attributes' values must fit their definitions, the conversation be within reach."""
+        reached = [(StreamType.CONVERSATION, self.through)] if self.through else []
+        return [*_definitions(AttributeTarget.CONTACT, self.details.attributes), *reached]
 
 
 # Directory
@@ -403,6 +440,8 @@ class IssueToken(Command):
     actor: TokenActor
     role: Slug
     expires_at: AwareDatetime | None = None
+    grants: dict[Permission, Scope] | None = None
+    """What it may do of what its role grants; None: all of it."""
 
     def names(self) -> Named:
         """The role must be known, and the agent whose token it is must be active."""
@@ -415,3 +454,75 @@ class RevokeToken(Command):
     STREAM = StreamType.TOKEN
     PERMISSION = Permission.MANAGE_TOKENS
     reason: Line = ""
+
+
+class LinkIdentity(DirectoryCommand):
+    """Let whoever ``issuer`` signs in as ``subject`` be the agent; its stream is `identity_id` of the two."""
+
+    STREAM = StreamType.IDENTITY
+    issuer: Issuer
+    subject: Subject
+    agent_id: UUID
+    role: Slug
+    """The agent's role, which is what is handed out here."""
+
+    def names(self) -> Named:
+        """The agent must be active, the role known."""
+        return _named(agent=self.agent_id, role=self.role)
+
+
+class UnlinkIdentity(DirectoryCommand):
+    """Whoever was signed in so is no agent any more."""
+
+    STREAM = StreamType.IDENTITY
+
+
+class DefineAttribute(DirectoryCommand):
+    """Say what values a custom attribute takes; its stream is `attribute_id` of target and key."""
+
+    STREAM = StreamType.ATTRIBUTE
+    target: AttributeTarget
+    key: Slug
+    type: AttributeType
+    label: Name
+    options: Annotated[tuple[Name, ...], Field(max_length=200)] = ()
+
+
+class RetireAttribute(DirectoryCommand):
+    """Let a custom attribute take any value again."""
+
+    STREAM = StreamType.ATTRIBUTE
+
+
+# Saved views
+
+
+class ViewCommand(Command):
+    """An intent on one saved view of the listing."""
+
+    STREAM = StreamType.VIEW
+    PERMISSION = Permission.VIEW
+
+
+class ViewDetails(ViewCommand):
+    """What a view shows, and to whom."""
+
+    contents: ViewContents
+    shared: bool = False
+    sort: Slug
+    descending: bool = True
+    columns: Annotated[tuple[Slug, ...], Field(max_length=100)] = ()
+
+
+class SaveView(ViewDetails):
+    """Keep a filter of the listing with its sort and columns."""
+
+    owner: Insider
+
+
+class ChangeView(ViewDetails):
+    """Replace what a view shows, and to whom; whose it is stays."""
+
+
+class RemoveView(ViewCommand):
+    """Keep a view no longer."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 from uuid import UUID
 
+from domain import attributes
 from domain.commands import (
     AddLabel,
     AddNote,
@@ -48,6 +49,7 @@ from domain.events import (
     ActorKind,
     AttributePersonal,
     AttributeSet,
+    AttributeTarget,
     AttributeValue,
     ContactReassigned,
     ConversationAssumed,
@@ -179,6 +181,7 @@ def decide(command: Command, state: Conversation | None, known: Known) -> list[E
                 return []
             if before is None and len(state.attributes) >= MOST_ATTRIBUTES:
                 raise TooManyAttributesError
+            attributes.check(known.attributes, AttributeTarget.CONVERSATION, {}, {command.key: command.value})
             change = AttributePersonal(before=before, after=command.value)
             return [AttributeSet(key=command.key, contact_id=state.contact_id, personal=change)]
         case ReassignContact():

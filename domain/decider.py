@@ -7,27 +7,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domain import contact, conversation, directory
+from domain import attributes, contact, conversation, directory, identities, view
 from domain.commands import (
     AddNote,
     Assume,
     ChangeAgentRole,
+    ChangeContactDetails,
     Command,
     DefineRole,
     Finalize,
     FinalizeAutomatically,
     IssueToken,
+    LinkIdentity,
     OpenConversation,
     RegisterAgent,
     Reopen,
     SendMessage,
+    ViewCommand,
 )
 from domain.contact import Contact
 from domain.conversation import Conversation
 from domain.directory import Known
 from domain.envelope import StreamType
-from domain.errors import AlreadyExistsError, ConversationNotFoundError, PermissionDeniedError
-from domain.events import ActorKind, Event, Owner, Surface
+from domain.errors import (
+    AlreadyExistsError,
+    ContactNotFoundError,
+    ConversationNotFoundError,
+    PermissionDeniedError,
+)
+from domain.events import ActorKind, ConversationTransferred, Event, Owner, Presence, Surface
 from domain.permissions import Caller, Grants, Permission, Scope, may, within
 
 State = Any
@@ -51,7 +59,9 @@ class Decider:
 
 DECIDERS: dict[StreamType, Decider] = {
     StreamType.CONVERSATION: Decider(Conversation, conversation.decide, conversation.evolve),
-    StreamType.CONTACT: Decider(Contact, lambda command, state, _: contact.decide(command, state), contact.evolve),
+    StreamType.CONTACT: Decider(
+        Contact, lambda command, state, known: contact.decide(command, state, known.attributes), contact.evolve
+    ),
     StreamType.WORKSPACE: Decider(
         directory.Workspace,
         lambda command, state, _: directory.decide_workspace(command, state),
@@ -65,6 +75,11 @@ DECIDERS: dict[StreamType, Decider] = {
         directory.Role, lambda command, state, _: directory.decide_role(command, state), directory.evolve_role
     ),
     StreamType.TOKEN: Decider(directory.Token, directory.decide_token, directory.evolve_token),
+    StreamType.IDENTITY: Decider(identities.Identity, identities.decide, identities.evolve),
+    StreamType.ATTRIBUTE: Decider(
+        attributes.Attribute, lambda command, state, _: attributes.decide(command, state), attributes.evolve
+    ),
+    StreamType.VIEW: Decider(view.View, lambda command, state, _: view.decide(command, state), view.evolve),
 }
 """How each kind of stream decides and folds."""
 
@@ -100,6 +115,10 @@ def authorize(command: Command, state: State | None, caller: Caller, known: Know
         raise PermissionDeniedError(msg)
     if command.PERMISSION in _WHOLE_WORKSPACE and caller.scope(permission) is not Scope.ALL:
         raise PermissionDeniedError(f"This needs the permission '{permission}' for all of the workspace.")
+    if isinstance(command, ViewCommand):
+        view.authorize(command, state, caller)
+    if isinstance(command, ChangeContactDetails) and not _reaches(caller, command, state, known):
+        raise ContactNotFoundError
     granted = _granted(command, known)
     if granted is not None and not within(granted, caller.grants):
         raise PermissionDeniedError("You may not grant more than you were granted.")
@@ -115,10 +134,20 @@ def authorize(command: Command, state: State | None, caller: Caller, known: Know
         raise PermissionDeniedError(msg)
 
 
+def _reaches(caller: Caller, command: ChangeContactDetails, state: Contact | None, known: Known) -> bool:
+    """Whether the contact exists for ``caller``: through a conversation, where their permission ends somewhere."""
+    if caller.scope(command.PERMISSION) is Scope.ALL:
+        return True
+    through = known.conversations.get(command.through) if command.through else None
+    if through is None or state is None or through.contact_id != state.id:
+        return False
+    return may(caller, command.PERMISSION, through.owner)
+
+
 def _granted(command: Command, known: Known) -> Grants | None:
     """What ``command`` lets somebody do; None: nothing."""
     match command:
-        case RegisterAgent() | ChangeAgentRole() | IssueToken():
+        case RegisterAgent() | ChangeAgentRole() | IssueToken() | LinkIdentity():
             return known.grants(command.role)
         case DefineRole():
             return command.grants
@@ -137,3 +166,9 @@ def required_permission(command: Command) -> Permission:
     if isinstance(command, Finalize) and command.surface is Surface.LISTING:
         return Permission.FINALIZE_FROM_LISTING
     return command.PERMISSION
+
+
+def warnings_of(events: Sequence[Event]) -> tuple[str, ...]:
+    """Stable codes of what ``events`` do although whoever asked for it may want to know better."""
+    transfers = [event for event in events if isinstance(event, ConversationTransferred)]
+    return ("target-offline",) if any(event.target_presence is Presence.OFFLINE for event in transfers) else ()

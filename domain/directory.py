@@ -6,9 +6,10 @@ Invariant: an agent's sectors change only by joining and leaving, so that who co
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TypeVar, assert_never
+from typing import TYPE_CHECKING, TypeVar, assert_never
 from uuid import UUID
 
+from domain.attributes import Attribute
 from domain.commands import (
     ChangeAgentRole,
     CreateSector,
@@ -54,10 +55,14 @@ from domain.events import (
     SectorDeactivated,
     SectorRenamed,
     TokenIssued,
+    TokenNarrowed,
     TokenRevoked,
     WorkspaceCreated,
 )
-from domain.permissions import BUILT_IN_ROLES, Grants, Permission, Scope
+from domain.permissions import BUILT_IN_ROLES, Grants, Permission, Scope, within
+
+if TYPE_CHECKING:
+    from domain.conversation import Conversation
 
 State = TypeVar("State")
 
@@ -106,6 +111,8 @@ class Token:
     role: str
     expires_at: datetime | None
     revoked: bool = False
+    grants: Grants | None = None
+    """What it was narrowed to; None: it may do what its role may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,8 @@ class Known:
     sectors: Mapping[UUID, Sector] = field(default_factory=dict)
     agents: Mapping[UUID, Agent] = field(default_factory=dict)
     roles: Mapping[UUID, Role] = field(default_factory=dict)
+    attributes: Mapping[UUID, Attribute] = field(default_factory=dict)
+    conversations: Mapping[UUID, "Conversation"] = field(default_factory=dict)
     presence: Mapping[UUID, Presence] | None = None
     """Who can be reached right now, absent meaning offline; None: not known, as for the past."""
 
@@ -273,8 +282,11 @@ def decide_token(command: IssueToken | RevokeToken, state: Token | None, known: 
                     agent = known.agent(agent_of(command.actor) or UUID(int=0))
                     if command.role != agent.role:
                         raise InvalidCommandError(f"An agent's token has the agent's role, which is '{agent.role}'.")
-                return [TokenIssued(**dict(command))]
-            if state == evolve_token(None, TokenIssued(**dict(command))):
+                if command.grants is not None and not within(command.grants, known.grants(command.role)):
+                    raise InvalidCommandError("A token may do less than its role grants, not more.")
+                narrowed = [TokenNarrowed(grants=command.grants)] if command.grants is not None else []
+                return [_issued(command), *narrowed]
+            if state == replace(evolve_token(None, _issued(command)), grants=command.grants):
                 return []
             raise AlreadyExistsError
         case RevokeToken():
@@ -285,7 +297,11 @@ def decide_token(command: IssueToken | RevokeToken, state: Token | None, known: 
             assert_never(command)
 
 
-def evolve_token(state: Token | None, event: TokenIssued | TokenRevoked) -> Token:
+def _issued(command: IssueToken) -> TokenIssued:
+    return TokenIssued(**{name: value for name, value in command if name != "grants"})
+
+
+def evolve_token(state: Token | None, event: TokenIssued | TokenNarrowed | TokenRevoked) -> Token:
     """The token after ``event``."""
     match event:
         case TokenIssued():
@@ -296,6 +312,8 @@ def evolve_token(state: Token | None, event: TokenIssued | TokenRevoked) -> Toke
                 role=event.role,
                 expires_at=event.expires_at,
             )
+        case TokenNarrowed():
+            return replace(_existing(state), grants=event.grants)
         case TokenRevoked():
             return replace(_existing(state), revoked=True)
         case _:

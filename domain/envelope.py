@@ -24,6 +24,9 @@ class StreamType(StrEnum):
     AGENT = "agent"
     ROLE = "role"
     TOKEN = "token"  # noqa: S105  # the word, not a secret
+    IDENTITY = "identity"
+    ATTRIBUTE = "attribute"
+    VIEW = "view"
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,36 @@ class TokenNotFoundError(NotFoundError):
     code = "token-not-found"
 
 
+class IdentityNotFoundError(NotFoundError):
+    """There is no such identity in this workspace."""
+
+    code = "identity-not-found"
+
+
+class AttributeNotFoundError(NotFoundError):
+    """There is no such attribute in this workspace: define it first."""
+
+    code = "attribute-not-found"
+
+
+class ViewNotFoundError(NotFoundError):
+    """There is no such view, or not for you."""
+
+    code = "view-not-found"
+
+
+class BulkJobNotFoundError(NotFoundError):
+    """There is no such bulk action, or it is somebody else's."""
+
+    code = "bulk-job-not-found"
+
+
+class ProofNotFoundError(NotFoundError):
+    """There is no such event in the verifiable log, or the log was never of that size."""
+
+    code = "proof-not-found"
+
+
 class PermissionDeniedError(DomainError):
     """Your role does not grant this; ask an administrator for the permission it names."""
 
@@ -143,6 +173,12 @@ class AgentInactiveError(RuleError):
     code = "agent-inactive"
 
 
+class IdentityLinkedError(RuleError):
+    """This identity is another agent's; unlink it there first."""
+
+    code = "identity-linked"
+
+
 class SectorInactiveError(RuleError):
     """The sector was closed; choose another."""
 
@@ -161,10 +197,22 @@ class TooManyAttributesError(RuleError):
     code = "too-many-attributes"
 
 
+class AttributeOfWrongTypeError(RuleError):
+    """The attribute was defined with a type that this value does not fit."""
+
+    code = "attribute-of-wrong-type"
+
+
 class ContactAlreadyErasedError(RuleError):
     """The contact was erased; nothing more can be recorded about them."""
 
     code = "contact-already-erased"
+
+
+class TooManyBulkJobsError(RuleError):
+    """Too many bulk actions are not over yet in this workspace; wait for one, or cancel one."""
+
+    code = "too-many-bulk-jobs"
 
 
 class VersionConflictError(DomainError):

@@ -95,6 +95,24 @@ class FinalizationCause(StrEnum):
     IMPORT = "import"
 
 
+class AttributeTarget(StrEnum):
+    """What a custom attribute is an attribute of."""
+
+    CONTACT = "contact"
+    CONVERSATION = "conversation"
+
+
+class AttributeType(StrEnum):
+    """What values a defined attribute takes."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    LINK = "link"
+    LIST = "list"
+    DATE = "date"
+    CHECKBOX = "checkbox"
+
+
 class MessageKind(StrEnum):
     """What a message consists of."""
 
@@ -135,6 +153,11 @@ Real = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator
 Flag = Annotated[bool, Field(strict=True)]
 AttributeValue = Line | Integer | Real | Flag | Annotated[list[Line], Field(max_length=100)] | None
 Url = Annotated[HttpUrl, UrlConstraints(max_length=2_000)]
+
+
+Issuer = Annotated[str, Field(pattern=r"^https?://[!-~]{1,300}$", examples=["https://login.example.com/realms/acme"])]
+Subject = Annotated[str, Field(pattern=r"^[!-~]([ -~]{0,253}[!-~])?$", examples=["248289761001"])]
+"""How an OpenID Connect issuer names somebody: at most 255 ASCII characters, told apart by case."""
 
 
 class Actor(Fact):
@@ -491,11 +514,79 @@ class TokenIssued(Event):
     expires_at: AwareDatetime | None = None
 
 
+class TokenNarrowed(Event):
+    """An access token may do no more than ``grants``, and of that only what its role grants."""
+
+    TOPIC = "token-narrowed.v1"
+    grants: dict[Permission, Scope]
+
+
 class TokenRevoked(Event):
     """An access token stopped working."""
 
     TOPIC = "token-revoked.v1"
     reason: Line
+
+
+class IdentityLinked(Event):
+    """Whoever ``issuer`` signs in as ``subject`` is the agent from now on."""
+
+    TOPIC = "identity-linked.v1"
+    issuer: Issuer
+    subject: Subject
+    agent_id: UUID
+
+
+class IdentityUnlinked(Event):
+    """Whoever was signed in so is the agent no more."""
+
+    TOPIC = "identity-unlinked.v1"
+    agent_id: UUID
+
+
+class AttributeDefined(Event):
+    """A custom attribute got a type, to which values must fit from now on; a later definition replaces an earlier."""
+
+    TOPIC = "attribute-defined.v1"
+    target: AttributeTarget
+    key: Slug
+    type: AttributeType
+    label: Name
+    options: Annotated[tuple[Name, ...], Field(max_length=200)]
+    """What may be chosen from; of a list only."""
+
+
+class AttributeRetired(Event):
+    """A custom attribute has no type any more; values that were set stay, any value may be."""
+
+    TOPIC = "attribute-retired.v1"
+
+
+class ViewContents(Fact):
+    """What a view is called and looks for: a search for somebody names them."""
+
+    name: Name
+    filter: Annotated[str, Field(min_length=2, max_length=65_536, pattern=NO_NUL)]
+    """JSON in the listing's grammar, as it was when it was saved."""
+
+
+class ViewSaved(Event):
+    """Somebody kept a filter of the listing, with its sort and columns; a later one replaces an earlier."""
+
+    TOPIC = "view-saved.v1"
+    owner: Actor
+    shared: bool
+    """With the whole workspace; else it is there for its owner only."""
+    sort: Slug
+    descending: bool
+    columns: Annotated[tuple[Slug, ...], Field(max_length=100)]
+    personal: ViewContents
+
+
+class ViewRemoved(Event):
+    """A view is kept no longer."""
+
+    TOPIC = "view-removed.v1"
 
 
 def _all_subclasses(cls: type[Event]) -> list[type[Event]]:

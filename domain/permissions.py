@@ -79,6 +79,8 @@ class Caller:
     grants: Grants
     agent_id: UUID | None = None
     sectors: frozenset[UUID] = field(default_factory=frozenset)
+    token_id: UUID | None = None
+    """The access token that was shown; what runs on later is done with the rights that it has then."""
 
     @property
     def bot(self) -> str | None:
@@ -112,6 +114,12 @@ def within(grants: Grants, held: Grants) -> bool:
     """Whether whoever holds ``held`` may hand out ``grants``: nobody may give more than they have."""
     reach = list(Scope)
     return all(name in held and reach.index(scope) <= reach.index(held[name]) for name, scope in grants.items())
+
+
+def narrowed(grants: Grants, limit: Grants) -> Grants:
+    """What both allow."""
+    reach = list(Scope)
+    return {name: min(scope, limit[name], key=reach.index) for name, scope in grants.items() if name in limit}
 
 
 def _owns(caller: Caller, owner: "Owner") -> bool:

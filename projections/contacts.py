@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from domain.envelope import RecordedEvent
 from domain.events import ContactDetails, ContactDetailsChanged, ContactErased, ContactRegistered
+from projections.search_words import asked_terms, prefix_query, search_terms, words
 
 DDL = """
 create table contacts (
@@ -27,8 +28,12 @@ create table contacts (
     erased        boolean     not null,
     version       bigint      not null,
     position      bigint      not null,
+    name_key      text collate "C" not null, -- the name's words: what contacts are sorted by
+    terms         text[]      not null,     -- what they are found by (search_words.py)
     primary key (workspace_id, id)
 );
+create index on contacts (workspace_id, name_key, id) where not erased;
+create index on contacts using gin (array_to_tsvector(terms)) where not erased;
 """
 
 Key = tuple[UUID, UUID]
@@ -49,10 +54,12 @@ class ContactRow:
     erased: bool
     version: int
     position: int
+    name_key: str
+    terms: list[str]
 
 
 _COLUMNS = tuple(ContactRow.__slots__)
-_TYPES = ("uuid", "uuid", "text", "text[]", "text[]", "jsonb", "timestamptz", "bool", "int8", "int8")
+_TYPES = ("uuid", "uuid", "text", "text[]", "text[]", "jsonb", "timestamptz", "bool", "int8", "int8", "text", "text[]")
 
 
 def load(connection: psycopg.Connection[Any], keys: Iterable[Key]) -> dict[Key, ContactRow]:
@@ -88,8 +95,38 @@ def fold(rows: dict[Key, ContactRow], recorded: RecordedEvent) -> ContactRow:
         erased=erased,
         version=recorded.version,
         position=recorded.position,
+        name_key=_name_key(details.name),
+        terms=search_terms(details.name, details.phones, details.emails),
     )
     return rows[key]
+
+
+NAMELESS = "\U0010ffff"
+"""Sorts after every name."""
+_KEY_LENGTH = 64
+
+
+def _name_key(name: str | None) -> str:
+    return " ".join(words(name or ""))[:_KEY_LENGTH] or NAMELESS
+
+
+_TELLING_LENGTH = 3
+
+
+def found_by(workspace_id: UUID, text: str | None) -> tuple[str, list[Any]]:
+    """What to select contacts from, to find those that ``text`` is the beginning of words or digits of; None: all.
+
+    Text that tells much is looked up first, and what it finds is sorted. Text that tells little is better met on the
+    way through the contacts by name: PostgreSQL cannot tell the two apart, for it knows nothing of beginnings.
+    """
+    if text is None or not text.strip():
+        return "contacts", []
+    terms = asked_terms(text)
+    if not terms:
+        return "(select * from contacts where false)", []
+    fence = " offset 0" if max(map(len, terms)) >= _TELLING_LENGTH else ""
+    query = "select * from contacts where workspace_id = %s and not erased and array_to_tsvector(terms) @@ %s::tsquery"
+    return f"({query}{fence})", [workspace_id, prefix_query(terms)]
 
 
 def save(connection: psycopg.Connection[Any], rows: Sequence[ContactRow]) -> None:

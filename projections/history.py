@@ -7,7 +7,7 @@ Invariant: exactly one row per event of the log, at the event's position.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, assert_never, cast
 from uuid import UUID
 
@@ -39,6 +39,7 @@ from domain.events import (
     PriorityChanged,
     Status,
 )
+from projections import timeline
 
 DDL = """
 create table history (
@@ -60,6 +61,7 @@ create table history (
     sector_id      uuid,
     agent_id       uuid,
     bot            text,
+    contact_id     uuid,                 -- whom the conversation is with after the event
     details        jsonb       not null, -- the event without its personal part
     unique (workspace_id, stream_id, version)
 );
@@ -71,32 +73,34 @@ create index on history (workspace_id, topic, position);
 COLUMNS = (
     *("position", "workspace_id", "stream_type", "stream_id", "version", "topic", "actor_kind", "actor_id", "surface"),
     *("occurred_at", "recorded_at", "request_id", "correlation_id", "causation_id"),
-    *("status", "sector_id", "agent_id", "bot", "details"),
+    *("status", "sector_id", "agent_id", "bot", "contact_id", "details"),
 )
 _TYPES = (
     *("int8", "uuid", "text", "uuid", "int8", "text", "text", "text", "text", "timestamptz", "timestamptz"),
-    *("uuid", "uuid", "text", "text", "uuid", "uuid", "text", "jsonb"),
+    *("uuid", "uuid", "text", "text", "uuid", "uuid", "text", "uuid", "jsonb"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a conversation stands: its status and who answers for it."""
+    """How a conversation stands: its status, who answers for it, and whom it is with (None: it was not asked)."""
 
     status: str
     owner: Owner
+    contact_id: UUID | None = None
 
 
 class History:
-    """The read model of events."""
+    """The read model of events, and of the contacts that they belong to."""
 
     name = "history"
-    tables: tuple[str, ...] = ("history",)
-    ddl = DDL
+    tables: tuple[str, ...] = ("history", "timeline")
+    ddl = DDL + timeline.DDL
 
     def apply(self, connection: psycopg.Connection[Any], events: Sequence[RecordedEvent]) -> None:
         """Add a row for each of ``events``."""
         standings = _load_standings(connection, events)
+        entries: list[timeline.Entry] = []
         with connection.cursor().copy(f"copy history ({', '.join(COLUMNS)}) from stdin (format binary)") as copy:
             copy.set_types(_TYPES)
             for recorded in events:
@@ -106,6 +110,7 @@ class History:
                     key = (stream.workspace_id, stream.id)
                     standing = stand(standings.get(key), cast("ConversationEvent", recorded.event))
                     standings[key] = standing
+                entries += timeline.entries(recorded, standing.contact_id if standing else None)
                 copy.write_row(
                     (
                         recorded.position,
@@ -126,31 +131,35 @@ class History:
                         standing and standing.owner.sector_id,
                         standing and standing.owner.agent_id,
                         standing and standing.owner.bot,
+                        standing and standing.contact_id,
                         Jsonb(recorded.event.model_dump(mode="json", exclude=UNPUBLISHED)),
                     )
                 )
+        timeline.save(connection, entries, events)
 
 
 def stand(before: Standing | None, event: ConversationEvent) -> Standing:
     """How the conversation stands after ``event``."""
     if isinstance(event, ConversationOpened):
-        return _held(Owner(sector_id=event.sector_id, agent_id=event.agent_id))
+        return _held(Owner(sector_id=event.sector_id, agent_id=event.agent_id), event.contact_id)
     assert before is not None, "the log holds an event before the one that opens the conversation"
     match event:
         case ConversationHandedOffToBot():
-            return _held(Owner(sector_id=before.owner.sector_id, bot=event.bot))
+            return _held(Owner(sector_id=before.owner.sector_id, bot=event.bot), before.contact_id)
         case ConversationHandedOffByBot() | ConversationMarkedPending():
-            return _held(Owner(sector_id=event.sector_id))
+            return _held(Owner(sector_id=event.sector_id), before.contact_id)
         case ConversationAssumed():
-            return _held(Owner(sector_id=before.owner.sector_id, agent_id=event.agent_id))
+            return _held(Owner(sector_id=before.owner.sector_id, agent_id=event.agent_id), before.contact_id)
         case ConversationTransferred():
-            return _held(event.target)
+            return _held(event.target, before.contact_id)
         case (
             ConversationFinalizedFromInbox() | ConversationFinalizedFromListing() | ConversationFinalizedAutomatically()
         ):
-            return Standing(Status.FINALIZED.value, before.owner)
+            return replace(before, status=Status.FINALIZED.value)
         case ConversationReopened():
-            return _held(Owner(sector_id=event.sector_id, agent_id=event.agent_id))
+            return _held(Owner(sector_id=event.sector_id, agent_id=event.agent_id), before.contact_id)
+        case ContactReassigned():
+            return replace(before, contact_id=event.after)
         case (
             MessageReceived()
             | MessageSent()
@@ -159,17 +168,17 @@ def stand(before: Standing | None, event: ConversationEvent) -> Standing:
             | LabelRemoved()
             | PriorityChanged()
             | AttributeSet()
-            | ContactReassigned()
         ):
             return before
         case _:
             assert_never(event)
 
 
-def _held(owner: Owner) -> Standing:
+def _held(owner: Owner, contact_id: UUID | None) -> Standing:
     if owner.bot is not None:
-        return Standing(Status.WITH_BOT.value, owner)
-    return Standing((Status.PENDING if owner.agent_id is None else Status.IN_PROGRESS).value, owner)
+        return Standing(Status.WITH_BOT.value, owner, contact_id)
+    status = Status.PENDING if owner.agent_id is None else Status.IN_PROGRESS
+    return Standing(status.value, owner, contact_id)
 
 
 def _load_standings(
@@ -186,14 +195,14 @@ def _load_standings(
         if isinstance(recorded.event, ConversationOpened)
     }
     cursor = connection.execute(
-        "select w, i, last.status, last.sector_id, last.agent_id, last.bot"
+        "select w, i, last.status, last.sector_id, last.agent_id, last.bot, last.contact_id"
         " from unnest(%s::uuid[], %s::uuid[]) as wanted (w, i) cross join lateral ("
-        " select status, sector_id, agent_id, bot from history where workspace_id = w and stream_id = i"
+        " select status, sector_id, agent_id, bot, contact_id from history where workspace_id = w and stream_id = i"
         " order by version desc limit 1) last",
         ([key[0] for key in keys], [key[1] for key in keys]),
         prepare=True,
     )
     return {
-        (workspace_id, id_): Standing(status, Owner(sector_id=sector_id, agent_id=agent_id, bot=bot))
-        for workspace_id, id_, status, sector_id, agent_id, bot in cursor
+        (workspace_id, id_): Standing(status, Owner(sector_id=sector_id, agent_id=agent_id, bot=bot), contact_id)
+        for workspace_id, id_, status, sector_id, agent_id, bot, contact_id in cursor
     }

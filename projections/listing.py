@@ -8,7 +8,7 @@ Invariant: a row is a pure fold of its conversation's events and its contact's d
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any, assert_never, cast
 from uuid import UUID
@@ -44,6 +44,7 @@ from domain.events import (
     Status,
 )
 from projections import contacts
+from projections.search_words import search_terms
 
 DDL = """
 create table listing (
@@ -75,6 +76,7 @@ create table listing (
     episode                integer     not null,
     episode_started_at     timestamptz not null,
     waiting_since          timestamptz,          -- set while pending
+    waiting_from           timestamptz,          -- waiting_since less waiting_seconds: where an unbroken wait began
     waiting_seconds        double precision not null, -- time spent pending in this episode, up to waiting_since
     first_response_seconds double precision,     -- until an agent first wrote
     resolution_seconds     double precision,
@@ -91,14 +93,39 @@ create table listing (
     notes                  integer     not null,
     version                bigint      not null,
     position               bigint      not null,
+    words                  text[]      not null, -- what the text box finds it by: pWORD, cWORD (search_words.py)
     primary key (workspace_id, id)
 );
+-- For the bar's filters, latest activity first.
 create index on listing (workspace_id, last_activity_at, id);
-create index on listing (workspace_id, opened_at, id);
 create index on listing (workspace_id, status, last_activity_at, id);
+create index on listing (workspace_id, channel, last_activity_at, id);
 create index on listing (workspace_id, sector_id, last_activity_at, id);
 create index on listing (workspace_id, agent_id, last_activity_at, id);
-create index on listing (workspace_id, contact_id);
+create index on listing (workspace_id, bot, last_activity_at, id) where bot is not null;
+create index on listing (workspace_id, contact_id, last_activity_at, id);
+-- Open conversations are few: for the bar's pairs with a status.
+create index on listing (workspace_id, sector_id, status, last_activity_at, id) where status <> 'finalized';
+create index on listing (workspace_id, agent_id, status, last_activity_at, id) where status <> 'finalized';
+create index on listing (workspace_id, channel, status, last_activity_at, id) where status <> 'finalized';
+create index on listing (workspace_id, last_activity_at, id) where labels <> '{}';
+create index on listing using gin (labels) where labels <> '{}';
+create index on listing using gin (agents) where agents <> '{}';
+create index on listing using gin (attributes jsonb_path_ops);
+create index on listing using gin (contact_attributes jsonb_path_ops);
+create index on listing using gin (array_to_tsvector(words));
+-- For the other sorts: what has no value follows in the order of ids.
+create index on listing (workspace_id, opened_at, id);
+create index on listing (workspace_id, episode_started_at, id);
+create index on listing (workspace_id, finalized_at, id) where finalized_at is not null;
+create index on listing (workspace_id, id) where finalized_at is null;
+create index on listing (workspace_id, priority, id);
+create index on listing (workspace_id, waiting_since, id) where waiting_since is not null;
+create index on listing (workspace_id, waiting_from, id desc) where waiting_from is not null;
+create index on listing (workspace_id, waiting_seconds, id) where waiting_from is null;
+create index on listing (workspace_id, unanswered_since, id) where unanswered_since is not null;
+create index on listing (workspace_id, first_response_seconds, id) where first_response_seconds is not null;
+create index on listing (workspace_id, resolution_seconds, id) where resolution_seconds is not null;
 create index on listing (workspace_id, protocol);
 """
 
@@ -137,6 +164,7 @@ class ListingRow:
     episode: int
     episode_started_at: datetime
     waiting_since: datetime | None
+    waiting_from: datetime | None = None
     waiting_seconds: float = 0.0
     first_response_seconds: float | None = None
     resolution_seconds: float | None = None
@@ -153,17 +181,22 @@ class ListingRow:
     notes: int = 0
     version: int = 0
     position: int = 0
+    words: list[str] = field(default_factory=list)
 
 
 COLUMNS = tuple(ListingRow.__slots__)
+SHOWN_COLUMNS = tuple(column for column in COLUMNS if column not in {"waiting_from", "words"})
+"""Without those that are there to be searched and sorted by."""
+PROTOCOL_WORD, CONTACT_WORD = "p", "c"
+"""How a word says where it comes from: those of the contact are not for everybody to search."""
 _SELECT = ", ".join(f"listing.{column}" for column in COLUMNS)
 _JSON = tuple(COLUMNS.index(column) for column in ("contact_attributes", "attributes"))
 _values: Callable[[ListingRow], tuple[Any, ...]] = attrgetter(*COLUMNS)
 _TYPES = (
     *("uuid", "uuid", "text", "text", "text", "uuid", "uuid", "text", "uuid", "text", "text[]", "text[]", "jsonb"),
     *("text", "int2", "text[]", "jsonb", "timestamptz", "text", "timestamptz", "timestamptz", "text", "text", "text"),
-    *("text", "int4", "timestamptz", "timestamptz", "float8", "float8", "float8", "timestamptz", "int4"),
-    *("uuid[]", "uuid[]", "text[]", "text[]", "int4", "int4", "int4", "int4", "int4", "int8", "int8"),
+    *("text", "int4", "timestamptz", "timestamptz", "timestamptz", "float8", "float8", "float8", "timestamptz", "int4"),
+    *("uuid[]", "uuid[]", "text[]", "text[]", "int4", "int4", "int4", "int4", "int4", "int8", "int8", "text[]"),
 )
 
 Key = tuple[UUID, UUID]
@@ -198,7 +231,7 @@ class Listing:
             fold(row, recorded, event)
             if isinstance(event, ConversationOpened | ContactReassigned):
                 show_contact(row, people.get((row.workspace_id, row.contact_id)))
-        _save(connection, list(rows.values()))
+        save(connection, list(rows.values()))
         contacts.save(connection, list(changed.values()))
         _show_changed_contacts(connection, [contact for contact in changed.values() if contact.version > 1])
 
@@ -321,6 +354,12 @@ def show_contact(row: ListingRow, contact: contacts.ContactRow | None) -> None:
     row.contact_phones = contact.phones if contact else []
     row.contact_emails = contact.emails if contact else []
     row.contact_attributes = contact.attributes if contact else {}
+    row.words = [PROTOCOL_WORD + term for term in search_terms(None, (), (), [row.protocol])]
+    row.words += _contact_words(row.contact_name, row.contact_phones, row.contact_emails)
+
+
+def _contact_words(name: str | None, phones: Sequence[str], emails: Sequence[str]) -> list[str]:
+    return [CONTACT_WORD + term for term in search_terms(name, phones, emails)]
 
 
 def _hold(row: ListingRow, owner: Owner, at: datetime) -> None:
@@ -340,6 +379,7 @@ def _hold(row: ListingRow, owner: Owner, at: datetime) -> None:
         _stop_waiting(row, at)
     elif row.waiting_since is None:
         row.waiting_since = at
+        row.waiting_from = _before(at, row.waiting_seconds)
 
 
 def _finalize(row: ListingRow, where: str, actor: Actor, at: datetime) -> None:
@@ -360,8 +400,15 @@ def _reopen(row: ListingRow, event: ConversationReopened, at: datetime) -> None:
 
 def _stop_waiting(row: ListingRow, at: datetime) -> None:
     if row.waiting_since is not None:
-        row.waiting_seconds += _seconds(row.waiting_since, at)
-        row.waiting_since = None
+        # As exact as times are, whatever adding up does to a fraction: pages compare it with waits that go on.
+        row.waiting_seconds = round(row.waiting_seconds + _seconds(row.waiting_since, at), 6)
+        row.waiting_since = row.waiting_from = None
+
+
+def _before(at: datetime, seconds: float) -> datetime:
+    """``seconds`` before ``at``; the earliest time there is where imported times leave no room."""
+    earliest = datetime.min.replace(tzinfo=UTC)
+    return at - timedelta(seconds=seconds) if seconds < _seconds(earliest, at) else earliest
 
 
 def _seconds(since: datetime, until: datetime) -> float:
@@ -388,7 +435,7 @@ def _load(connection: psycopg.Connection[Any], keys: set[Key]) -> dict[Key, List
         return {(row[0], row[1]): ListingRow(*row) for row in cursor}
 
 
-def _save(connection: psycopg.Connection[Any], rows: Sequence[ListingRow]) -> None:
+def save(connection: psycopg.Connection[Any], rows: Sequence[ListingRow]) -> None:
     """Put ``rows`` in the place of those with the same keys: nearly every index changes, so an update saves nothing."""
     connection.execute(
         "delete from listing using unnest(%s::uuid[], %s::uuid[]) as gone (w, i) where workspace_id = w and id = i",
@@ -407,10 +454,12 @@ def _save(connection: psycopg.Connection[Any], rows: Sequence[ListingRow]) -> No
 def _show_changed_contacts(connection: psycopg.Connection[Any], changed: Sequence[contacts.ContactRow]) -> None:
     for contact in changed:
         connection.execute(
-            "update listing set contact_name = %s, contact_phones = %s, contact_emails = %s, contact_attributes = %s"
+            "update listing set contact_name = %s, contact_phones = %s, contact_emails = %s, contact_attributes = %s,"
+            " words = array(select word from unnest(words) word where word like %s) || %s::text[]"
             " where workspace_id = %s and contact_id = %s",
             (
                 *(contact.name, contact.phones, contact.emails, Jsonb(contact.attributes)),
+                *(f"{PROTOCOL_WORD}%", _contact_words(contact.name, contact.phones, contact.emails)),
                 *(contact.workspace_id, contact.id),
             ),
         )

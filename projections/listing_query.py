@@ -1,123 +1,474 @@
-"""Queries of the listing: filters of the bar, scope, sorts, cursors.
+"""Queries of the listing: filters as SQL, scope, sorts, pages, counts.
+
+A filter becomes a statement that is true or not for a row, as in `projections.filters`: ``not`` is pushed down to the
+conditions, where it is ``is not true``, so that what is null to SQL is false to us at every depth.
 
 Invariant: every query names the workspace and the caller's scope; values are parameters, never text.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, assert_never
 from uuid import UUID
 
-from domain.events import Owner, Priority
+from psycopg.types.json import Jsonb
+
+from domain.events import Owner, Priority, Status
 from domain.permissions import Caller, Permission, Scope, may
-from projections.listing import COLUMNS
+from projections.filters import (
+    ATTRIBUTES,
+    EVERYTHING,
+    NEGATIONS,
+    And,
+    Condition,
+    Filter,
+    Kind,
+    Not,
+    Operator,
+    Or,
+    kind_of,
+    looks_at_the_contact,
+    plain,
+)
+from projections.listing import CONTACT_WORD, PRIORITY_RANKS, PROTOCOL_WORD, SHOWN_COLUMNS
+from projections.search_words import MAX_TERM, MIN_PHONE_DIGITS, asked_terms, digits, words
 
-Condition = tuple[str, list[Any]]
+Sql = tuple[str, list[Any]]
+"""A text with placeholders and the values for them."""
+
+NOTHING: Sql = ("false", [])
+_CONTACT_COLUMNS = {
+    "contact.name": "contact_name",
+    "contact.phone": "contact_phones",
+    "contact.email": "contact_emails",
+}
+_COLUMNS = _CONTACT_COLUMNS | {
+    "sector": "sector_id",
+    "agent": "agent_id",
+    "contact": "contact_id",
+    "label": "labels",
+    "opened": "opened_at",
+    "last_activity": "last_activity_at",
+    "finalized": "finalized_at",
+    "ever_in_sector": "sectors",
+    "ever_with_agent": "agents",
+    "ever_with_bot": "bots",
+    "messages": "(messages_received + messages_sent)",
+}
+"""Columns of fields that are not called like them."""
+_ARRAYS = {Kind.IDS: "uuid", Kind.ID: "uuid", Kind.COUNT: "bigint", Kind.DURATION: "float8", Kind.RANK: "smallint"}
 
 
-FEWEST_DIGITS = 3
-"""A phone is searched for by so many digits or more; fewer would fit nearly all."""
+def where(
+    caller: Caller, wanted: Filter, permission: Permission = Permission.VIEW, *, now: datetime | None = None
+) -> Sql:
+    """The condition on ``listing`` for what ``caller`` may see, has ``permission`` on, and ``wanted`` holds for.
+
+    ``now`` is the moment from which days and running waits are counted; the present one unless it is given.
+    """
+    allowed = [*visible(caller)]
+    if permission is not Permission.VIEW:
+        allowed += visible(caller, permission)[1:]
+    return _all([*allowed, _compiled(wanted, caller, now or datetime.now(UTC))])
+
+
+def _compiled(wanted: Filter, caller: Caller, now: datetime, *, holds: bool = True) -> Sql:
+    """``wanted`` as SQL, or its opposite unless it ``holds``; null counts as false, and is found at no other place."""
+    match wanted:
+        case Condition(operator=operator):
+            positive = _condition(wanted, NEGATIONS.get(operator, operator), caller, now)
+            return positive if holds is (operator not in NEGATIONS) else (f"({positive[0]}) is not true", positive[1])
+        case And(filters=filters) | Or(filters=filters):
+            combine = _all if isinstance(wanted, And) is holds else _any
+            return combine([_compiled(each, caller, now, holds=holds) for each in filters])
+        case Not(filter=inner):
+            return _compiled(inner, caller, now, holds=not holds)
+        case _:
+            assert_never(filter)
+
+
+def _condition(condition: Condition, operator: Operator, caller: Caller, now: datetime) -> Sql:
+    """``condition`` with ``operator``, which is no negation, in place of its own."""
+    field, value = condition.field, condition.value
+    if field == "text":
+        return _text_search(value, caller)
+    conditions = [*_words_in(field, operator, value), _on_the_row(field, operator, value, now)]
+    if looks_at_the_contact(field):  # elsewhere the contact is not shown: there is nothing for it to compare
+        conditions += visible(caller, Permission.VIEW_CONTACT)[1:]
+    return _all(conditions)
+
+
+_WITH_WORDS = {
+    "protocol": PROTOCOL_WORD,
+    "contact.name": CONTACT_WORD,
+    "contact.email": CONTACT_WORD,
+    "contact.phone": CONTACT_WORD,
+}
+
+
+def _words_in(field: str, operator: Operator, value: Any) -> list[Sql]:
+    """What holds wherever the condition does, and has an index: that there are words like those of ``value``."""
+    if field not in _WITH_WORDS or operator not in {Operator.IS, Operator.STARTS_WITH, Operator.CONTAINS}:
+        return []
+    if field == "contact.phone":
+        number = digits(value)[:MAX_TERM]
+        terms = [number] if len(number) >= MIN_PHONE_DIGITS else []
+    else:
+        terms = words(value) if operator is not Operator.CONTAINS else []
+    query = " & ".join(f"'{_WITH_WORDS[field]}{term}':*" for term in terms)
+    return [(_WORDS_MATCH, [query])] if terms else []
+
+
+_WORDS_MATCH = "array_to_tsvector(words) @@ %s::tsquery"
+
+
+def _on_the_row(field: str, operator: Operator, value: Any, now: datetime) -> Sql:
+    kind, column = kind_of(field), _COLUMNS.get(field, field)
+    match kind:
+        case Kind.ATTRIBUTE:
+            prefix = next(prefix for prefix in ATTRIBUTES if field.startswith(prefix))
+            column = "attributes" if prefix == "attributes." else "contact_attributes"
+            return _attribute(column, field.removeprefix(prefix), operator, value, now)
+        case Kind.FLAG:
+            return ("unanswered_since is not null" if value else "unanswered_since is null"), []
+        case Kind.RANK:
+            ranks = tuple(PRIORITY_RANKS[Priority(each)] for each in (value if isinstance(value, tuple) else (value,)))
+            return _scalar(column, kind, operator, ranks if operator is Operator.IN else ranks[0])
+        case Kind.DURATION if field == "waiting_seconds":
+            return _waiting(operator, value, now)
+        case Kind.TIME:
+            return _time(column, operator, value, now)
+        case Kind.IDS | Kind.TEXTS:
+            return _one_of_several(column, _ARRAYS.get(kind, "text"), operator, value)
+        case Kind.PHONES:
+            return _phones(column, operator, value)
+        case _:
+            return _scalar(column, kind, operator, value)
+
+
+def _scalar(column: str, kind: Kind | None, operator: Operator, value: Any) -> Sql:
+    if operator is Operator.IN and len(value) == 1:  # an index of a single value keeps the order of what follows
+        operator, value = Operator.IS, value[0]
+    match operator:
+        case Operator.IS_SET:
+            return f"{column} is not null", []
+        case Operator.IS:
+            return f"{column} = %s", [value]
+        case Operator.IN:
+            return f"{column} = any(%s::{_ARRAYS.get(kind or Kind.TEXT, 'text')}[])", [list(value)]
+        case Operator.GREATER:
+            return f"{column} > %s", [value]
+        case Operator.LESS:
+            return f"{column} < %s", [value]
+        case Operator.BETWEEN:
+            return f"({column} >= %s and {column} <= %s)", list(value)
+        case _:
+            return _like(column, operator, value)
+
+
+def _time(column: str, operator: Operator, value: Any, now: datetime) -> Sql:
+    match operator:
+        case Operator.BEFORE:
+            return f"{column} < %s", [value]
+        case Operator.AFTER:
+            return f"{column} >= %s", [value]
+        case Operator.BETWEEN:
+            return f"({column} >= %s and {column} < %s)", list(value)
+        case Operator.IN_LAST_DAYS:
+            return f"({column} >= %s and {column} <= %s)", [now - timedelta(days=value), now]
+        case Operator.MORE_THAN_DAYS_AGO:
+            return f"{column} < %s", [now - timedelta(days=value)]
+        case _:
+            return f"{column} is not null", []
+
+
+def _waiting(operator: Operator, value: Any, now: datetime) -> Sql:
+    """Waits that go on are compared by when they would have begun, had there been no break: an index knows that."""
+
+    def began(seconds: float) -> datetime:
+        return _earlier(now, seconds)
+
+    match operator:
+        case Operator.IS_SET:
+            return "true", []
+        case Operator.IN:
+            text = "case when waiting_from is null then waiting_seconds = any(%s::float8[])"
+            return f"{text} else waiting_from = any(%s::timestamptz[]) end", [list(value), [began(v) for v in value]]
+        case Operator.BETWEEN:
+            low, high = value
+            text = "((waiting_from is null and waiting_seconds >= %s and waiting_seconds <= %s)"
+            return f"{text} or (waiting_from <= %s and waiting_from >= %s))", [low, high, began(low), began(high)]
+        case _:
+            stopped, running = {Operator.IS: ("=", "="), Operator.GREATER: (">", "<"), Operator.LESS: ("<", ">")}[
+                operator
+            ]
+            text = f"((waiting_from is null and waiting_seconds {stopped} %s) or waiting_from {running} %s)"
+            return text, [value, began(value)]
+
+
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+def _earlier(now: datetime, seconds: float) -> datetime:
+    """``seconds`` before ``now``, within the times there are."""
+    try:
+        return now - timedelta(seconds=seconds)
+    except OverflowError:
+        return _EARLIEST if seconds > 0 else _LATEST
+
+
+def _one_of_several(column: str, type_: str, operator: Operator, value: Any) -> Sql:
+    match operator:
+        case Operator.IS_SET:
+            return f"{column} <> '{{}}'", []
+        case Operator.IS:
+            return f"({column} <> '{{}}' and {column} @> %s::{type_}[])", [[value]]  # so that a partial index fits
+        case Operator.IN:
+            return f"({column} <> '{{}}' and {column} && %s::{type_}[])", [list(value)]
+        case _:
+            like, values = _like("one", operator, value)
+            return f"exists (select from unnest({column}) one where {like})", values
+
+
+def _phones(column: str, operator: Operator, value: Any) -> Sql:
+    """By digits only, however they are grouped."""
+    match operator:
+        case Operator.IS_SET:
+            return f"{column} <> '{{}}'", []
+        case Operator.IN:
+            test, values = "= any(%s::text[])", list[Any]([[digits(each) for each in value]])
+        case Operator.IS:
+            test, values = "= %s", [digits(value)]
+        case _:
+            test, values = "like %s", [("%" if operator is Operator.CONTAINS else "") + digits(value) + "%"]
+    return f"exists (select from unnest({column}) one where regexp_replace(one, '[^0-9]', '', 'g') {test})", values
+
+
+def _attribute(column: str, key: str, operator: Operator, value: Any, now: datetime) -> Sql:
+    """By the JSON type that the value has; of a list, one text must fit."""
+    found = f"{column} -> %s"
+    match operator:
+        case Operator.IS_SET:
+            return f"{found} not in ('null', '[]')", [key]
+        case Operator.IS | Operator.IN:
+            wanted = value if operator is Operator.IN else (value,)
+            return _any([_holds(column, key, each) for each in wanted])
+        case Operator.GREATER | Operator.LESS:
+            sign = ">" if operator is Operator.GREATER else "<"
+            return f"(jsonb_typeof({found}) = 'number' and {found} {sign} %s)", [key, key, Jsonb(value)]
+        case Operator.BETWEEN if not isinstance(value[0], str):
+            text = f"(jsonb_typeof({found}) = 'number' and {found} >= %s and {found} <= %s)"
+            return text, [key, key, Jsonb(value[0]), key, Jsonb(value[1])]
+        case Operator.CONTAINS | Operator.STARTS_WITH:
+            test, values = _like(_ONE_TEXT, operator, value)
+        case _:
+            test, values = _date(operator, value, now)
+    # A path reads a single value as a list of one.
+    text = f"exists (select from jsonb_path_query({found}, '$[*]') one where jsonb_typeof(one) = 'string' and {test})"
+    return text, [key, *values]
+
+
+def _holds(column: str, key: str, value: Any) -> Sql:
+    if isinstance(value, str):
+        return f"({column} @> %s or {column} @> %s)", [Jsonb({key: value}), Jsonb({key: [value]})]
+    return f"{column} @> %s", [Jsonb({key: value})]
+
+
+_ONE_TEXT = "(one #>> '{}')"
+
+
+def _date(operator: Operator, value: Any, now: datetime) -> Sql:
+    """Dates in their written form, which sorts as they do."""
+    found, today = f'{_ONE_TEXT} collate "C"', now.astimezone(UTC).date()
+    match operator:
+        case Operator.BEFORE:
+            test, dates = f"{found} < %s", [value]
+        case Operator.AFTER:
+            test, dates = f"{found} >= %s", [value]
+        case Operator.BETWEEN:
+            test, dates = f"{found} >= %s and {found} < %s", list(value)
+        case Operator.IN_LAST_DAYS:
+            earliest = (today - timedelta(days=value)).isoformat()
+            test, dates = f"{found} >= %s and {found} <= %s", [earliest, today.isoformat()]
+        case _:
+            test, dates = f"{found} < %s", [(today - timedelta(days=value)).isoformat()]
+    return f"{found} ~ '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}$' and {test}", dates
+
+
+def _like(column: str, operator: Operator, value: str) -> Sql:
+    """Contains or starts with, whatever the case and the accents."""
+    literal = plain(value).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    pattern = f"%{literal}%" if operator is Operator.CONTAINS else f"{literal}%"
+    without_accents = rf"regexp_replace(normalize({column}, NFKD), '[\u0300-\u036f]', '', 'g')"
+    # Taking accents off costs most of a search; where every character is a byte, there are none.
+    bare = f"case when octet_length({column}) = char_length({column}) then {column} else {without_accents} end"
+    return f"lower({bare}) like %s", [pattern]
+
+
+def _text_search(text: str, caller: Caller) -> Sql:
+    """Each word begins a word of the protocol or of the contact; or a phone has these digits.
+
+    The contact is looked at only where the caller may view contacts, or a search would tell what is not shown.
+    """
+    terms = asked_terms(text)
+    if not terms:
+        return NOTHING
+    protocol = " & ".join(f"'{PROTOCOL_WORD}{term}':*" for term in terms)
+    either = " & ".join(f"('{PROTOCOL_WORD}{term}':* | '{CONTACT_WORD}{term}':*)" for term in terms)
+    match caller.scope(Permission.VIEW_CONTACT):
+        case Scope.ALL:
+            return _WORDS_MATCH, [either]
+        case None:
+            return _WORDS_MATCH, [protocol]
+        case _:
+            may_look, scope = _all(visible(caller, Permission.VIEW_CONTACT)[1:])
+            return f"({_WORDS_MATCH} and ({_WORDS_MATCH} or {may_look}))", [either, protocol, *scope]
+
+
+# Pages
 
 
 class Sort(StrEnum):
-    """What the listing can be sorted by; the id breaks ties."""
+    """What the listing can be sorted by; the id breaks ties, and what has no value comes last both ways."""
 
     LAST_ACTIVITY = "last_activity_at"
     OPENED = "opened_at"
     FINALIZED = "finalized_at"
+    EPISODE_STARTED = "episode_started_at"
     WAITING_SINCE = "waiting_since"
+    UNANSWERED_SINCE = "unanswered_since"
+    WAITING = "waiting"
+    """By the seconds waited in this episode, also where the wait goes on."""
+    FIRST_RESPONSE = "first_response_seconds"
+    RESOLUTION = "resolution_seconds"
     PRIORITY = "priority"
 
 
-_NULLABLE = {Sort.FINALIZED, Sort.WAITING_SINCE}
-_TYPES = {Sort.PRIORITY: "smallint"}
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """The filter bar: what is given must hold; of several values of one filter, one."""
-
-    status: Sequence[str] = ()
-    channel: Sequence[str] = ()
-    sector: Sequence[UUID] = ()
-    agent: Sequence[UUID] = ()
-    bot: Sequence[str] = ()
-    label: Sequence[str] = ()
-    opened_from: datetime | None = None
-    opened_until: datetime | None = None
-    last_activity_from: datetime | None = None
-    last_activity_until: datetime | None = None
-    finalized_from: datetime | None = None
-    finalized_until: datetime | None = None
-    text: str | None = None
-
-    def conditions(self, caller: Caller) -> list[Condition]:
-        """The filters as SQL; periods hold their start and not their end."""
-        found: list[Condition] = []
-        for column, values, type_ in (
-            ("status", self.status, "text"),
-            ("channel", self.channel, "text"),
-            ("sector_id", self.sector, "uuid"),
-            ("agent_id", self.agent, "uuid"),
-            ("bot", self.bot, "text"),
-        ):
-            if values:
-                found.append((f"{column} = any(%s::{type_}[])", [list(values)]))
-        if self.label:
-            found.append(("labels && %s::text[]", [list(self.label)]))
-        for column, start, end in (
-            ("opened_at", self.opened_from, self.opened_until),
-            ("last_activity_at", self.last_activity_from, self.last_activity_until),
-            ("finalized_at", self.finalized_from, self.finalized_until),
-        ):
-            if start is not None:
-                found.append((f"{column} >= %s", [start]))
-            if end is not None:
-                found.append((f"{column} < %s", [end]))
-        if self.text:
-            found.append(_text(self.text, caller))
-        return found
+_TYPES = {
+    Sort.PRIORITY: "smallint",
+    Sort.WAITING: "float8",
+    Sort.FIRST_RESPONSE: "float8",
+    Sort.RESOLUTION: "float8",
+}
+NUMERIC = {Sort.WAITING, Sort.FIRST_RESPONSE, Sort.RESOLUTION}
+NULLABLE = {Sort.FINALIZED, Sort.WAITING_SINCE, Sort.UNANSWERED_SINCE, Sort.FIRST_RESPONSE, Sort.RESOLUTION}
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """Which rows, in which order, after which one."""
 
-    bar: Bar = field(default_factory=Bar)
+    filter: Filter = EVERYTHING
     sort: Sort = Sort.LAST_ACTIVITY
     descending: bool = True
-    after: tuple[Any, UUID] | None = None
-    """The sort value and id of the last row of the page before."""
-    limit: int = 50
+    after: tuple[str | None, UUID] | None = None
+    """The sort value, as text, and the id of the last row of the page before."""
+    limit: int | None = 50
+    """None: all that follow."""
+    permission: Permission = Permission.VIEW
+    now: datetime | None = None
+    """The moment from which days and running waits are counted: the same on all pages."""
 
 
-def page(caller: Caller, wanted: Page) -> Condition:
-    """The statement for a page of what ``caller`` may see; one row more than the limit, to tell whether more follow."""
+def pages(caller: Caller, wanted: Page) -> list[Sql]:
+    """Statements whose rows, one after the other and no more than the limit, are the page.
+
+    What has no sort value stands in a statement of its own, after all that have one: so each follows an index.
+    """
+    found = where(caller, wanted.filter, wanted.permission, now=wanted.now)
+    if wanted.sort is Sort.WAITING:
+        return [_by_wait(found, wanted)]
+    column, after = wanted.sort.value, wanted.after
+    with_value = _ordered(found, wanted, f"{column}")
+    if wanted.sort not in NULLABLE:
+        return [with_value]
+    without = _ordered(found, wanted, None)
+    return [without] if after is not None and after[0] is None else [with_value, without]
+
+
+def _ordered(found: Sql, wanted: Page, column: str | None) -> Sql:
+    """The rows that have a value in ``column``, in its order; None: those that have none, in the order of ids."""
     direction, beyond = ("desc", "<") if wanted.descending else ("asc", ">")
-    value = wanted.sort.value
-    type_ = _TYPES.get(wanted.sort, "timestamptz")
-    if wanted.sort in _NULLABLE:  # rows without it come last, either way
-        value = f"coalesce({value}, '{'-' if wanted.descending else ''}infinity')"
-    conditions = [*visible(caller), *wanted.bar.conditions(caller)]
+    conditions = [found]
+    if wanted.sort in NULLABLE:
+        conditions.append((f"{wanted.sort.value} is {'' if column is None else 'not '}null", []))
+    after = wanted.after
+    if column is None:
+        if after is not None and after[0] is None:
+            conditions.append((f"id {beyond} %s", [after[1]]))
+        order = f"id {direction}"
+    else:
+        if after is not None:
+            type_ = _TYPES.get(wanted.sort, "timestamptz")
+            conditions.append((f"({column}, id) {beyond} (%s::{type_}, %s)", list(after)))
+        order = f"{column} {direction}, id {direction}"
+    text, values = _all(conditions)
+    columns = f"{', '.join(SHOWN_COLUMNS)}, {f'{column}::text' if column else 'null'} as sort_value"
+    return _limited(f"select {columns} from listing where {text} order by {order}", values, wanted.limit)
+
+
+def _by_wait(found: Sql, wanted: Page) -> Sql:
+    """Waits that go on, merged with those that are over, each in the order of an index."""
+    now = wanted.now or datetime.now(UTC)
+    direction, beyond = ("desc", "<") if wanted.descending else ("asc", ">")
+    earlier, since = ("asc", ">") if wanted.descending else ("desc", "<")
+    running, over = [found, ("waiting_from is not null", [])], [found, ("waiting_from is null", [])]
     if wanted.after is not None:
-        conditions.append((f"({value}, id) {beyond} (%s::{type_}, %s)", list(wanted.after)))
-    where, values = _all(conditions)
-    columns = f"{', '.join(COLUMNS)}, ({value})::text as sort_value"
-    order = f"{value} {direction}, id {direction}"
-    return f"select {columns} from listing where {where} order by {order} limit %s", [*values, wanted.limit + 1]
+        seconds, id_ = float(wanted.after[0] or 0), wanted.after[1]
+        began = _earlier(now, seconds)
+        # Written so that an index finds the first: rows that wait as long come apart by their ids.
+        test = f"waiting_from {since}= %s and (waiting_from {since} %s or id {beyond} %s)"
+        running.append((test, [began, began, id_]))
+        over.append((f"(waiting_seconds, id) {beyond} (%s::float8, %s)", [seconds, id_]))
+    columns = ", ".join(SHOWN_COLUMNS)
+    branches = []
+    for value, values, conditions, order in (
+        ("extract(epoch from %s - waiting_from)::float8", [now], running, f"waiting_from {earlier}, id {direction}"),
+        ("waiting_seconds", [], over, f"waiting_seconds {direction}, id {direction}"),
+    ):
+        text, more = _all(conditions)
+        statement = f"select {columns}, {value} as waited from listing where {text} order by {order}"
+        branches.append(_limited(statement, [*values, *more], wanted.limit))
+    union = " union all ".join(f"({text})" for text, _ in branches)
+    text = f"select {columns}, waited::text as sort_value from ({union}) both_of_them"
+    values = [value for _, values in branches for value in values]
+    return _limited(f"{text} order by waited {direction}, id {direction}", values, wanted.limit)
 
 
-def one(caller: Caller, id_: UUID) -> Condition:
+def _limited(text: str, values: list[Any], limit: int | None) -> Sql:
+    return (text, values) if limit is None else (f"{text} limit %s", [*values, limit])
+
+
+def one(caller: Caller, id_: UUID) -> Sql:
     """The statement for one conversation, if ``caller`` may see it."""
-    where, values = _all([*visible(caller), ("id = %s", [id_])])
-    return f"select {', '.join(COLUMNS)} from listing where {where}", values
+    text, values = _all([*visible(caller), ("id = %s", [id_])])
+    return f"select {', '.join(SHOWN_COLUMNS)} from listing where {text}", values
 
 
-def visible(caller: Caller, permission: Permission = Permission.VIEW) -> list[Condition]:
-    """What ``caller`` may see at all: the rule of `domain.permissions.may`, as SQL."""
-    conditions: list[Condition] = [("workspace_id = %s", [caller.workspace_id])]
+# Counts
+
+COUNTED_TO = 10_000
+
+
+def counts(caller: Caller, wanted: Filter, *, exact: bool = False, now: datetime | None = None) -> Sql:
+    """The statement for how many rows fit in each status; unless ``exact`` up to one more than `COUNTED_TO`."""
+    text, values = where(caller, wanted, now=now)
+    if exact:
+        return f"select status, count(*) as count from listing where {text} group by status", values
+    each = f"select %s as status, count(*) as count from (select from listing where {text} and status = %s limit %s) _"
+    statements = [each] * len(Status)
+    found = [value for status in Status for value in (status.value, *values, status.value, COUNTED_TO + 1)]
+    return " union all ".join(statements), found
+
+
+# Scope
+
+
+def visible(caller: Caller, permission: Permission = Permission.VIEW) -> list[Sql]:
+    """What ``caller`` may see at all: the rule of `domain.permissions.may`, as SQL; the workspace first."""
+    conditions: list[Sql] = [("workspace_id = %s", [caller.workspace_id])]
     own = [caller.agent_id, caller.bot]
     match caller.scope(permission):
         case Scope.ALL:
@@ -129,13 +480,13 @@ def visible(caller: Caller, permission: Permission = Permission.VIEW) -> list[Co
         case Scope.OWN:
             conditions.append(("(agent_id = %s::uuid or bot = %s::text)", own))
         case None:
-            conditions.append(("false", []))
+            conditions.append(NOTHING)
     return conditions
 
 
-def shown(row: dict[str, Any], caller: Caller) -> dict[str, Any]:
+def shown(row: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
     """A row as ``caller`` sees it: the contact's details only with the permission for them."""
-    hidden = {"workspace_id", "sort_value"}
+    hidden = {"workspace_id", "sort_value", "waiting_from", "words"}
     view = {key: value for key, value in row.items() if key not in hidden}
     view["priority"] = list(Priority)[row["priority"]].value
     if not may(caller, Permission.VIEW_CONTACT, owner_of(row)):
@@ -143,34 +494,19 @@ def shown(row: dict[str, Any], caller: Caller) -> dict[str, Any]:
     return view
 
 
-def owner_of(row: dict[str, Any]) -> Owner:
+def owner_of(row: Mapping[str, Any]) -> Owner:
     """Who answers for the conversation of ``row``."""
     return Owner(sector_id=row["sector_id"], agent_id=row["agent_id"], bot=row["bot"])
 
 
-def _all(conditions: Sequence[Condition]) -> Condition:
-    return " and ".join(text for text, _ in conditions), [value for _, values in conditions for value in values]
+def _all(conditions: Sequence[Sql]) -> Sql:
+    return _joined(" and ", conditions) if conditions else ("true", [])
 
 
-def _text(text: str, caller: Caller) -> Condition:
-    """Protocol or e-mail that starts so, contact's name that contains it, phone with these digits.
+def _any(conditions: Sequence[Sql]) -> Sql:
+    return _joined(" or ", conditions) if conditions else NOTHING
 
-    The contact is looked at only where the caller may view contacts, or a search would tell what is not shown.
-    """
-    literal = text.strip().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    options: list[Condition] = [
-        ("contact_name ilike %s", [f"%{literal}%"]),
-        ("exists (select from unnest(contact_emails) email where email ilike %s)", [f"{literal}%"]),
-    ]
-    digits = "".join(character for character in text if character in "0123456789")
-    if len(digits) >= FEWEST_DIGITS:
-        options.append(
-            (
-                r"exists (select from unnest(contact_phones) phone where regexp_replace(phone, '\D', '', 'g') like %s)",
-                [f"%{digits}%"],
-            )
-        )
-    either = " or ".join(option for option, _ in options)
-    may_look, scope = _all(visible(caller, Permission.VIEW_CONTACT))
-    sought = [value for _, values in options for value in values]
-    return f"(protocol ilike %s or (({either}) and {may_look}))", [f"{literal}%", *sought, *scope]
+
+def _joined(by: str, conditions: Sequence[Sql]) -> Sql:
+    text = by.join(text for text, _ in conditions)
+    return text if len(conditions) == 1 else f"({text})", [value for _, values in conditions for value in values]

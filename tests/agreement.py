@@ -3,10 +3,12 @@
 import gc
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import psycopg
+from naive_episodes import episodes
 from naive_listing import owners_after_each, row
 from psycopg.rows import dict_row
 
@@ -15,6 +17,7 @@ from adapters.projector import READ_MODELS
 from adapters.rebuild import rebuild
 from domain.decider import DECIDERS
 from domain.envelope import RecordedEvent, Stream, StreamType
+from domain.events import ContactReassigned, ConversationOpened
 
 
 def all_events(database: str) -> list[RecordedEvent]:
@@ -45,6 +48,25 @@ def naive_rows(events: list[RecordedEvent]) -> Iterator[dict[str, Any]]:
             yield row(theirs, contacts)
 
 
+def naive_timeline(events: list[RecordedEvent]) -> Iterator[tuple[UUID, datetime, int]]:
+    """Contact, time and position of every event that happened with a contact, read from the whole log."""
+    contact_of: dict[UUID, UUID] = {}
+    for event in events:
+        if isinstance(event.event, ConversationOpened):
+            contact_of[event.stream.id] = event.event.contact_id
+        elif isinstance(event.event, ContactReassigned):
+            contact_of[event.stream.id] = event.event.after
+        elif event.stream.type is StreamType.CONTACT:
+            contact_of[event.stream.id] = event.stream.id
+    for event in events:
+        if event.stream.type not in {StreamType.CONVERSATION, StreamType.CONTACT}:
+            continue
+        theirs = {contact_of[event.stream.id]}
+        if isinstance(event.event, ContactReassigned):
+            theirs.add(event.event.before)
+        yield from ((contact, event.metadata.occurred_at, event.position) for contact in theirs)
+
+
 def check_that_all_agree(database: str) -> int:
     """Compare live, naive and rebuilt; the number of events."""
     gc.disable()  # the whole log is held here, and walking through it again and again takes most of the time
@@ -56,7 +78,7 @@ def check_that_all_agree(database: str) -> int:
 
 def _compare(database: str) -> int:
     events = all_events(database)
-    live = {model.name: [rows(database, table, "1, 2") for table in model.tables] for model in READ_MODELS}
+    live = {model.name: [rows(database, table, "1, 2, 3") for table in model.tables] for model in READ_MODELS}
     naive = sorted(naive_rows(events), key=lambda found: found["id"])
     for found, expected in zip(live["listing"][0], naive, strict=True):
         assert found == expected
@@ -80,8 +102,13 @@ def _compare(database: str) -> int:
         standing = (found["status"], found["sector_id"], found["agent_id"], found["bot"])
         assert standing == after.get(event.position, (None,) * 4)
         assert found["details"] == event.event.model_dump(mode="json", exclude={"personal"})
+    found_timeline = [(row["contact_id"], row["occurred_at"], row["position"]) for row in live["history"][1]]
+    assert sorted(found_timeline) == sorted(naive_timeline(events))
+    expected_episodes = [row for theirs in by_stream.values() for row in episodes(theirs)]
+    expected_episodes.sort(key=lambda row: (row["workspace_id"], row["conversation_id"], row["episode"]))
+    assert live["episodes"][0] == expected_episodes
     for model in READ_MODELS:
         rebuild(database, model, batch_size=7_777)
-    rebuilt = {model.name: [rows(database, table, "1, 2") for table in model.tables] for model in READ_MODELS}
+    rebuilt = {model.name: [rows(database, table, "1, 2, 3") for table in model.tables] for model in READ_MODELS}
     assert rebuilt == live
     return len(events)

@@ -1,10 +1,13 @@
-"""The listing as a naive reading of the log gives it: each column asked of the whole list of a conversation's events.
+"""The listing as a naive reading of the log gives it: each column asked of the whole list of a conversation's events;
+and what a filter means, asked of one row at a time.
 
-Shares no code with `projections/listing.py`; the two must agree row for row.
+Shares no code with `projections/`; the two must agree row for row.
 """
 
-from collections.abc import Sequence
-from datetime import datetime
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -69,6 +72,7 @@ def row(events: Sequence[RecordedEvent], contacts: dict[UUID, dict[str, Any]]) -
         "episode": sum(topic(e) == "conversation-reopened.v1" for e in events) + 1,
         "episode_started_at": at(episode[0]),
         "waiting_since": pending_since,
+        "waiting_from": pending_since and pending_since - timedelta(seconds=waited),
         "waiting_seconds": waited,
         "first_response_seconds": next(
             (
@@ -92,6 +96,10 @@ def row(events: Sequence[RecordedEvent], contacts: dict[UUID, dict[str, Any]]) -
         "notes": sum(topic(e) == "note-added.v1" for e in events),
         "version": last.version,
         "position": last.position,
+        "words": [
+            *(f"p{term}" for term in sorted(_terms([first.event.protocol]))),
+            *(f"c{term}" for term in sorted(_contact_terms(contact["name"], contact["phones"], contact["emails"]))),
+        ],
     }
 
 
@@ -137,13 +145,13 @@ def owners_after_each(events: Sequence[RecordedEvent]) -> list[tuple[str, UUID |
 
 def _waiting(episode: Sequence[RecordedEvent], owners: Sequence[tuple[Any, ...]]) -> tuple[datetime | None, float]:
     """Since when it has been pending without a break, and how long it was pending before, in this episode."""
-    since, waited = None, 0.0
+    since, waited = None, timedelta()
     for recorded, (status, *_) in zip(episode, owners, strict=True):
         if status == "pending" and since is None:
             since = at(recorded)
         elif status != "pending" and since is not None:
-            waited, since = waited + seconds(since, at(recorded)), None
-    return since, waited
+            waited, since = waited + max(timedelta(), at(recorded) - since), None
+    return since, waited.total_seconds()
 
 
 def _unanswered(events: Sequence[RecordedEvent]) -> datetime | None:
@@ -181,3 +189,178 @@ def _last(events: Sequence[RecordedEvent], fields: dict[str, str], default: Any)
 
 def _distinct(values: Any) -> list[Any]:
     return list(dict.fromkeys(values))
+
+
+# The text box: words without accents, by their beginnings; digits of phones, anywhere
+
+
+def _words(text: str) -> list[str]:
+    bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).lower()
+    return [word[:64] for word in "".join(c if c.isalnum() else " " for c in bare).split()]
+
+
+def _number(text: str) -> str:
+    """The digits of a text that looks like a phone number and has three at least."""
+    like = all(c in "0123456789()+-./" or c in " \t\n\r\f\v" for c in text)
+    found = "".join(c for c in text if c in "0123456789")[:64]
+    return found if like and len(found) >= 3 else ""
+
+
+def _terms(texts: Iterable[str]) -> set[str]:
+    return {term for text in texts for term in (*_words(text), _number(text)) if term}
+
+
+def _contact_terms(name: str | None, phones: Iterable[str], emails: Iterable[str]) -> set[str]:
+    numbers = {"".join(c for c in phone if c in "0123456789")[:64] for phone in phones}
+    return _terms([name or "", *emails]) | {
+        number[start:] for number in numbers for start in range(len(number)) if start == 0 or len(number) - start >= 3
+    }
+
+
+def found_by_text(text: str, row: dict[str, Any], *, sees_contact: bool) -> bool:
+    terms = _terms([row["protocol"]])
+    if sees_contact:
+        terms |= _contact_terms(row["contact_name"], row["contact_phones"], row["contact_emails"])
+    asked = [_number(text)] if _number(text) else _words(text)
+    return bool(asked) and all(any(term.startswith(each) for term in terms) for each in asked)
+
+
+# Filters
+
+NOT = {"is_not": "is", "not_in": "in", "not_contains": "contains", "is_not_set": "is_set"}
+COLUMNS = {
+    "sector": "sector_id",
+    "agent": "agent_id",
+    "contact": "contact_id",
+    "label": "labels",
+    "opened": "opened_at",
+    "last_activity": "last_activity_at",
+    "finalized": "finalized_at",
+    "ever_in_sector": "sectors",
+    "ever_with_agent": "agents",
+    "ever_with_bot": "bots",
+    "contact.name": "contact_name",
+    "contact.phone": "contact_phones",
+    "contact.email": "contact_emails",
+}
+
+
+def holds(wanted: dict[str, Any], row: dict[str, Any], now: datetime, *, sees_contact: bool = True) -> bool:
+    """Whether the filter ``wanted``, as JSON, holds for ``row`` at ``now``, to one who sees its contact or not."""
+    if "and" in wanted:
+        return all(holds(each, row, now, sees_contact=sees_contact) for each in wanted["and"])
+    if "or" in wanted:
+        return any(holds(each, row, now, sees_contact=sees_contact) for each in wanted["or"])
+    if "not" in wanted:
+        return not holds(wanted["not"], row, now, sees_contact=sees_contact)
+    field, operator, value = wanted["field"], wanted["operator"], wanted.get("value")
+    if operator in NOT:
+        return not holds(wanted | {"operator": NOT[operator]}, row, now, sees_contact=sees_contact)
+    if field == "text":
+        return found_by_text(value, row, sees_contact=sees_contact)
+    if field.startswith("contact.") and not sees_contact:
+        return False
+    found = values_of(field, row, now)
+    if operator == "is_set":
+        return bool(found)
+    test = _test(field, operator, value, now)
+    return any(test(each) for each in found)
+
+
+def waited(row: dict[str, Any], now: datetime) -> float:
+    """Seconds of waiting in this episode, the present wait included."""
+    running = (now - row["waiting_since"]).total_seconds() if row["waiting_since"] else 0.0
+    return round(row["waiting_seconds"] + running, 6)
+
+
+def values_of(field: str, row: dict[str, Any], now: datetime) -> list[Any]:
+    """What is set in ``field``: nothing, one value or several."""
+    for prefix, column in (("attributes.", "attributes"), ("contact.attributes.", "contact_attributes")):
+        if field.startswith(prefix):
+            return _several(row[column].get(field.removeprefix(prefix)))
+    match field:
+        case "messages":
+            return [row["messages_received"] + row["messages_sent"]]
+        case "waiting_seconds":
+            return [waited(row, now)]
+        case "unanswered":
+            return [row["unanswered_since"] is not None]
+        case "contact.phone":
+            return ["".join(c for c in phone if c.isdigit()) for phone in row["contact_phones"]]
+        case _:
+            return _several(row[COLUMNS.get(field, field)])
+
+
+def _several(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def _test(field: str, operator: str, value: Any, now: datetime) -> Callable[[Any], bool]:
+    def read(given: Any) -> Any:
+        """A value of the filter as a row holds such values."""
+        if field in {"opened", "last_activity", "finalized", "waiting_since", "unanswered_since"}:
+            return datetime.fromisoformat(given)
+        if field in {"sector", "agent", "contact", "ever_in_sector", "ever_with_agent"}:
+            return UUID(given)
+        if field == "contact.phone":
+            return "".join(c for c in given if c.isdigit())
+        return RANKS[given] if field == "priority" else given
+
+    def alike(found: Any, given: Any) -> bool:
+        return isinstance(found, bool) is isinstance(given, bool) and found == read(given)
+
+    def comparable(found: Any, given: Any) -> bool:
+        """Numbers with numbers, dates with dates."""
+        if isinstance(found, str):
+            return isinstance(given, str) and re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", found) is not None
+        return not isinstance(found, bool) and not (isinstance(found, int | float) and isinstance(read(given), str))
+
+    def days_ago(found: Any, days: int) -> Any:
+        moment = now - timedelta(days=days)
+        return moment.astimezone(UTC).date().isoformat() if isinstance(found, str) else moment
+
+    match operator:
+        case "is":
+            return lambda found: alike(found, value)
+        case "in":
+            return lambda found: any(alike(found, each) for each in value)
+        case "contains":
+            return lambda found: isinstance(found, str) and bare(read(value)) in bare(found)
+        case "starts_with":
+            return lambda found: isinstance(found, str) and bare(found).startswith(bare(read(value)))
+        case "before" | "less":
+            return lambda found: comparable(found, value) and found < read(value)
+        case "after":
+            return lambda found: comparable(found, value) and found >= read(value)
+        case "greater":
+            return lambda found: comparable(found, value) and found > read(value)
+        case "between":
+            low, high = value
+            numbers = isinstance(low, int | float)
+            return lambda found: (
+                comparable(found, low)
+                and found >= read(low)
+                and (found < read(high) or (numbers and found == read(high)))
+            )
+        case "in_last_days":
+            return lambda found: comparable(found, "") and days_ago(found, value) <= found <= days_ago(found, 0)
+        case "more_than_days_ago":
+            return lambda found: comparable(found, "") and found < days_ago(found, value)
+        case _:
+            raise AssertionError(operator)
+
+
+def bare(text: str) -> str:
+    """Without accents, in lower case."""
+    return re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text)).lower()
+
+
+def in_order(rows: Iterable[dict[str, Any]], sort: str, now: datetime, *, descending: bool) -> list[dict[str, Any]]:
+    """By value, then id, both in the order asked for; what has no value comes last, either way."""
+
+    def value(row: dict[str, Any]) -> Any:
+        return waited(row, now) if sort == "waiting" else row[sort]
+
+    some = sorted((row for row in rows if value(row) is not None), key=lambda row: (value(row), row["id"]))
+    none = sorted((row for row in rows if value(row) is None), key=lambda row: row["id"])
+    return [*reversed(some), *reversed(none)] if descending else [*some, *none]

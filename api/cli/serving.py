@@ -1,4 +1,4 @@
-"""Commands that run until they are stopped: all in one, or API, projector, publisher and broker each alone.
+"""Commands that run until they are stopped: all in one, or API, projector and broker each alone.
 
 Invariant: Ctrl-C and SIGTERM stop each of them cleanly.
 """
@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 from adapters.command_handler import CommandHandler
-from adapters.event_log import EventLog
 from adapters.identity import digest, new_secret
 from adapters.postgres import connect
-from adapters.projector import Projector
+from adapters.projector import Projector, stale
 from api import demo
 from api.cli.shell import app, database, err, load_settings, out
+from api.cli.tending import rebuild_each
 from api.settings import PREFIX, Settings
 from api.supervisor import stop_on_signals, supervise, watch_supervisor
 from domain.errors import AlreadyExistsError
@@ -34,12 +34,14 @@ def run() -> None:
         new = demo.load(handler)
         token = _bootstrap_token(chosen, handler)
         handler.close()
+        rebuild_each(url, stale(url))
         projector = Projector(url)
         projector.catch_up()
         projector.close()
         _check_token(url, token)
         _welcome(chosen, token, new)
-        names = ["serve", "project"] + (["publish"] if chosen.kafka_bootstrap_servers else [])
+        publishers = range(1, chosen.kafka_publishers + 1) if chosen.kafka_bootstrap_servers else ()
+        names = ["serve", "project", *(f"publish --publisher {number}" for number in publishers)]
         supervise(names, {**os.environ, f"{PREFIX}DATABASE_URL": url}, stop)
     out.print("Stopped.")
 
@@ -109,25 +111,18 @@ def _welcome(chosen: Settings, token: str, new: int) -> None:
 @app.command()
 def serve() -> None:
     """Serve the API alone."""
-    import uvicorn  # noqa: PLC0415  # only this command needs the web server
-
-    from api.app import create_app, settle  # noqa: PLC0415  # the same
+    from api.app import create_app, settle  # noqa: PLC0415  # only this command needs the web server
+    from api.server import Server  # noqa: PLC0415  # the same
 
     chosen = load_settings()
     watch_supervisor()
     with database(chosen) as url:
-        application = create_app(chosen, url)
+        server = Server(create_app(chosen, url), chosen)
         settle()
-        uvicorn.run(
-            application,
-            host=chosen.host,
-            port=chosen.port,
-            loop="uvloop",
-            http="httptools",
-            access_log=False,
-            log_level=chosen.log_level,
-            timeout_graceful_shutdown=10,
-        )
+        with suppress(KeyboardInterrupt):
+            server.run()
+        if not server.started:
+            raise SystemExit(3)
 
 
 @app.command()
@@ -139,30 +134,6 @@ def project() -> None:
         projector = Projector(url)
         projector.run(stop)
         projector.close()
-
-
-@app.command()
-def publish() -> None:
-    """Publish the log to Kafka, until stopped."""
-    from adapters import kafka_publisher  # noqa: PLC0415  # only this needs Kafka
-
-    chosen = load_settings()
-    if chosen.kafka_bootstrap_servers is None:
-        raise SystemExit(f"Nothing to publish to: set {PREFIX}KAFKA_BOOTSTRAP_SERVERS (see: make kafka)")
-    stop = stop_on_signals()
-    with database(chosen) as url, EventLog(url, application="conversas-publisher") as log:
-        chosen_for_kafka = kafka_publisher.PublisherSettings(
-            bootstrap_servers=chosen.kafka_bootstrap_servers,
-            partitions=chosen.kafka_partitions,
-            replication_factor=chosen.kafka_replication_factor,
-        )
-        publisher = kafka_publisher.Publisher(log, url, chosen_for_kafka, wait=log.wait)
-        try:
-            publisher.run(stop)
-        except kafka_publisher.StartRefusedError as error:
-            raise SystemExit(f"Not publishing: {error}") from None
-        except kafka_publisher.PublisherFailedError:
-            raise SystemExit(1) from None  # it has logged why
 
 
 @app.command()

@@ -35,13 +35,14 @@ out = Console()
 err = Console(stderr=True)
 
 
-def _a_slug(value: str) -> str:
+def a_slug(value: str) -> str:
+    """``value``, if it can be a workspace's slug."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value):
         raise typer.BadParameter("lower-case letters, digits, '.', '_' and '-', at most 64 in all")
     return value
 
 
-Workspace = Annotated[str, typer.Option(help="the workspace's slug", callback=_a_slug)]
+Workspace = Annotated[str, typer.Option(help="the workspace's slug", callback=a_slug)]
 
 
 def load_settings() -> Settings:

@@ -4,6 +4,7 @@ Invariant: long work shows a progress bar and may be killed and run again.
 """
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,19 +15,22 @@ from rich.table import Column, Table
 
 from adapters.command_handler import CommandHandler
 from adapters.event_log import EventLog
-from adapters.projector import READ_MODELS
+from adapters.projector import READ_MODELS, stale
 from adapters.rebuild import rebuild as rebuild_read_model
 from adapters.replay import Summary, history_of, summarize, tell
 from api import demo, settings
 from api.cli.shell import Workspace, app, database, ensure_workspace, load_settings, out, progress_bar
 from domain.envelope import RecordedEvent
+from projections.read_model import ReadModel
 
 
 @app.command()
 def migrate() -> None:
     """Bring the database to this version's schema. Every other command does so too."""
-    with database(load_settings()):
+    with database(load_settings()) as url:
         out.print("The schema is up to date.")
+        for model in stale(url):
+            out.print(f"The read model {model.name} is another version's; now run: conversas rebuild {model.name}")
 
 
 @app.command(name="settings")
@@ -48,10 +52,15 @@ def rebuild(
     if wrong:
         raise SystemExit(f"There is no read model {', '.join(wrong)}; there are {', '.join(known)}.")
     with database(load_settings()) as url:
-        for name in names or known:
-            with progress_bar(f"rebuilding {name}") as update:
-                position = rebuild_read_model(url, known[name], update)
-            out.print(f"{name}: rebuilt up to position {position} and swapped in.")
+        rebuild_each(url, [known[name] for name in names or known])
+
+
+def rebuild_each(url: str, models: Iterable[ReadModel]) -> None:
+    """Rebuild one after the other, with a progress bar for each."""
+    for model in models:
+        with progress_bar(f"rebuilding {model.name}") as update:
+            position = rebuild_read_model(url, model, update)
+        out.print(f"{model.name}: rebuilt up to position {position} and swapped in.")
 
 
 @app.command()

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -157,6 +158,18 @@ def _caught_up(url: str) -> bool:
 @pytest.fixture(scope="session")
 def service(postgres_url: str) -> Iterator[Service]:
     """API and projector as processes of their own, on a fresh database with the demo workspace."""
+    with started(postgres_url) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def start_service(postgres_url: str) -> Callable[..., AbstractContextManager[Service]]:
+    """Another service with settings of its own: ``start_service(OIDC_ISSUER="https://…")``."""
+    return partial(started, postgres_url)
+
+
+@contextmanager
+def started(postgres_url: str, **settings: str) -> Iterator[Service]:
     name = f"acceptance_{uuid4().hex[:8]}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"create database {name} template template_conversas")
@@ -168,6 +181,7 @@ def service(postgres_url: str) -> Iterator[Service]:
         "CONVERSAS_PORT": str(port),
         "CONVERSAS_LOG_LEVEL": "warning",
         "CONVERSAS_TOKEN_CACHE_SECONDS": "0.2",
+        **{f"CONVERSAS_{setting}": value for setting, value in settings.items()},
     }
     with closing(CommandHandler(database_url)) as handler:
         demo.load(handler, ADMIN_TOKEN)

@@ -45,7 +45,7 @@ class Route:
 
     def url(self, id_: str) -> str:
         """The path, filled in."""
-        return self.path.format(id=id_, sector_id=SECTOR, label="vip", name="analista")
+        return self.path.format(id=id_, sector_id=SECTOR, label="vip", name="analista", target="contact", key="plano")
 
 
 C = "/v1/conversations"
@@ -57,6 +57,14 @@ MESSAGE_KINDS = {
     "author": "actor?",
 }
 DETAILS = {"name": "name?", "phones": "phones", "emails": "emails", "attributes": "attributes"}
+VIEW_KINDS = {
+    "name": "name",
+    "shared": "flag",
+    "filter": "filter",
+    "sort": "enum",
+    "order": "enum",
+    "columns": "columns",
+}
 OPENING = {"id": "uuid?", "protocol": "protocol?", "channel": "slug", "contact_id": "uuid", "sector_id": "uuid?"}
 ROUTES = [
     Route(
@@ -102,6 +110,17 @@ ROUTES = [
     Route("POST", C + "/{id}/contact", {"contact_id": CONTACT}, {"contact_id": "uuid"}, ("contact_id",)),
     Route("POST", "/v1/contacts", {"name": "Rita"}, {"id": "uuid?"} | DETAILS),
     Route("PUT", "/v1/contacts/{id}", {"name": "Rita"}, DETAILS),
+    Route(
+        "PUT",
+        "/v1/attributes/{target}/{key}",
+        {"label": "Plano", "type": "text"},
+        {"label": "name", "type": "enum", "options": "options"},
+        ("label", "type"),
+    ),
+    Route("DELETE", "/v1/attributes/{target}/{key}"),
+    Route("POST", "/v1/views", {"name": "x"}, {"id": "uuid?"} | VIEW_KINDS, ("name",)),
+    Route("PUT", "/v1/views/{id}", {"name": "x"}, VIEW_KINDS, ("name",)),
+    Route("DELETE", "/v1/views/{id}"),
     Route("POST", "/v1/sectors", {"name": "Financeiro"}, {"id": "uuid?", "name": "name"}, ("name",)),
     Route("PUT", "/v1/sectors/{id}/name", {"name": "Financeiro"}, {"name": "name"}, ("name",)),
     Route("DELETE", "/v1/sectors/{id}"),
@@ -115,10 +134,18 @@ ROUTES = [
         "POST",
         "/v1/tokens",
         {"name": "x", "actor": {"kind": "integration", "id": "x"}, "role": "agent"},
-        {"name": "name", "actor": "actor", "role": "slug", "expires_at": "moment?"},
+        {"name": "name", "actor": "actor", "role": "slug", "expires_at": "moment?", "grants": "grants?"},
         ("name", "actor", "role"),
     ),
     Route("DELETE", "/v1/tokens/{id}"),
+    Route(
+        "PUT",
+        "/v1/agents/{id}/identity",
+        {"issuer": "https://login.example.com", "subject": "x", "role": "agent"},
+        {"issuer": "issuer", "subject": "subject", "role": "slug"},
+        ("issuer", "subject", "role"),
+    ),
+    Route("DELETE", "/v1/identities/{id}"),
 ]
 WITH_BODY = [route for route in ROUTES if route.body is not None]
 WITH_ID = [route for route in ROUTES if "{id}" in route.path]
@@ -178,6 +205,25 @@ BAD: dict[str, list[Any]] = {
         {"a": SURROGATE},
         {f"a{number}": 1 for number in range(101)},
     ],
+    "options": [*NO_TEXT, None, {}, [""], [1], [None], ["a\0"], ["a" * 201], [["x"]], ["x"] * 201],
+    "flag": [*NEVER, None, 0, 1, 1.0, "true", "yes", "", "\0", SURROGATE, LONG],
+    "filter": [
+        *NO_TEXT,
+        None,
+        [],
+        {},
+        {"field": "status"},
+        {"field": "nothing", "operator": "is", "value": "x"},
+        {"field": "status", "operator": "is", "value": "a\0"},
+        {"field": "status", "operator": "before", "value": "pending"},
+        {"field": "priority", "operator": "is", "value": 1},
+        {"field": "status", "operator": "is", "value": "pending", "more": 1},
+        {"and": {}},
+        {"and": [], "or": []},
+        {"not": []},
+        {"and": [{"field": "status", "operator": "is", "value": "pending"}] * 51},
+    ],
+    "columns": [*NO_TEXT, None, {}, ["x"], [1], [None], ["protocol\0"], ["workspace_id"], ["protocol"] * 101],
     "phones": [
         *NO_TEXT,
         None,
@@ -213,6 +259,9 @@ BAD: dict[str, list[Any]] = {
         {"": "all"},
         {"view\0": "all"},
     ],
+    "grants?": [*NO_TEXT, [], {"view": "al"}, {"fly": "all"}, {"view": None}, {"": "all"}, {"view\0": "all"}],
+    "issuer": [*NO_TEXT, None, "", "x", "ftp://x.example", "https://", "https://x\n", "https://x y", RTL, LONG],
+    "subject": [*NO_TEXT, None, "", " ", " x", "x ", "x\n", "é", "x" * 256, LONG, RTL],
     "moment?": [
         *NO_TEXT,
         "",
@@ -314,7 +363,8 @@ def target(a_conversation: Callable[[str], Conversation], api: Api) -> Iterator[
     conversation = a_conversation("in_progress")
     before = (conversation.view(), conversation.history())
     token = api.read("/v1/tokens")["items"][0]["id"]
-    yield {"conversations": conversation.id, "contacts": CONTACT, "sectors": SECTOR, "agents": AGENT, "tokens": token}
+    ids = {"conversations": conversation.id, "contacts": CONTACT, "sectors": SECTOR, "agents": AGENT, "tokens": token}
+    yield ids | {"views": str(demo.VIEW), "identities": str(demo.SPARE_IDENTITY)}
     assert (conversation.view(), conversation.history()) == before
 
 
@@ -559,6 +609,8 @@ def test_what_does_not_exist_is_not_found(api: Api, route: Route) -> None:
         "sectors": "sector",
         "agents": "agent",
         "tokens": "token",
+        "identities": "identity",
+        "views": "view",
     }
     with nothing_changes(api):
         answer = api.send_json(route.method, route.url(NOBODY), route.body)

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from domain.events import (
     EVENTS,
     ActorKind,
+    AttributeTarget,
+    AttributeType,
     Event,
     FinalizationCause,
     MessageKind,
@@ -31,6 +33,8 @@ STORED_FOR_EVER = (
 )
 WORDS: dict[type[StrEnum], str] = {
     ActorKind: "agent bot contact system integration",
+    AttributeTarget: "contact conversation",
+    AttributeType: "text number link list date checkbox",
     FinalizationCause: "bot inactivity automation contact import",
     MessageKind: "text image audio video document location contact_card template other",
     Permission: "view reply assume transfer finalize-from-inbox finalize-from-listing reopen label export view-contact "

@@ -11,22 +11,40 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from feed import (
+    SECRET,
+    SPACE,
+    ListLog,
+    admin,
+    assert_exactly_once,
+    consumed,
+    expected_ids,
+    history,
+    id_of,
+    last_position,
+    live,
+    make_settings,
+    publish,
+    text_headers,
+    wait_until,
+    write_position,
+)
+from kafka import KafkaProducer
 from kafka.errors import KafkaError, ProducerFencedError
 from kafka.partitioner.default import DefaultPartitioner
-from prometheus_client import REGISTRY
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
 
 from adapters.cloud_events import partition_of
+from adapters.command_handler import CommandHandler, Request
 from adapters.kafka_broker import KafkaBroker
 from adapters.kafka_position import Position
 from adapters.kafka_publisher import (
@@ -36,24 +54,17 @@ from adapters.kafka_publisher import (
     PublisherSettings,
     StartRefusedError,
 )
+from adapters.kafka_status import STATUS_QUERY, Publishers
 from adapters.watchdog import WATCHDOG_EXIT_CODE, Watchdog
-from domain.envelope import Metadata, RecordedEvent, Stream, StreamType
+from domain.commands import RegisterContact
+from domain.envelope import Stream, StreamType
 from domain.events import (
     Actor,
     ActorKind,
-    AttributePersonal,
-    AttributeSet,
     ContactDetails,
-    ContactRegistered,
-    ConversationAssumed,
-    Event,
-    MessageKind,
-    MessagePersonal,
-    MessageReceived,
-    NoteAdded,
-    NotePersonal,
     Surface,
 )
+from domain.permissions import BUILT_IN_ROLES, Caller
 
 pytestmark = [
     pytest.mark.kafka,
@@ -62,165 +73,6 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-SPACE = uuid.UUID("6a3f1c52-6d5e-4c61-9d0a-0f5b8f0f2b11")
-SECRET = "Maria-dos-Santos"
-PARTITIONS = 4
-
-
-# A log
-
-
-def _id(name: str) -> uuid.UUID:
-    return uuid.uuid5(SPACE, name)
-
-
-def _event(number: int) -> Event:
-    author, contact_id, message_id = Actor(kind=ActorKind.AGENT, id="ana"), _id("contact"), _id(f"message {number}")
-    match number % 4:
-        case 0:
-            said = MessagePersonal(text=f"{SECRET} {number}")
-            kind = MessageKind.TEXT
-            return MessageReceived(
-                message_id=message_id, author=author, kind=kind, contact_id=contact_id, personal=said
-            )
-        case 1:
-            noted = NotePersonal(text=SECRET)
-            return NoteAdded(message_id=message_id, author=author, contact_id=contact_id, personal=noted)
-        case 2:
-            value = AttributePersonal(before=None, after=SECRET)
-            return AttributeSet(key="nickname", contact_id=contact_id, personal=value)
-        case _:
-            return ConversationAssumed(agent_id=_id("agent"))
-
-
-def history(count: int, conversations: int = 7) -> list[RecordedEvent]:
-    """The same events each time: of some conversations, and every tenth of a contact, which is not to be published."""
-    versions: dict[uuid.UUID, int] = {}
-    recorded = []
-    for position in range(1, count + 1):
-        is_contact = position % 10 == 0
-        stream_id = _id(f"contact {position}" if is_contact else f"conversation {position * 31 % conversations}")
-        version = versions[stream_id] = versions.get(stream_id, 0) + 1
-        kind = StreamType.CONTACT if is_contact else StreamType.CONVERSATION
-        event = ContactRegistered(contact_id=stream_id, personal=ContactDetails(name=SECRET))
-        metadata = Metadata(
-            actor=Actor(kind=ActorKind.AGENT, id="ana"),
-            surface=Surface.INBOX,
-            occurred_at=datetime(2025, 1, 31, 9, 0, tzinfo=UTC),
-            request_id=_id(f"request {position}"),
-            correlation_id=_id("correlation"),
-            causation_id="earlier:1" if position == 1 else None,
-        )
-        at = datetime(2025, 1, 31, 12, 0, tzinfo=UTC) + timedelta(milliseconds=position)
-        stream = Stream(SPACE, kind, stream_id)
-        recorded.append(
-            RecordedEvent(position, stream, version, event if is_contact else _event(position), metadata, at)
-        )
-    return recorded
-
-
-class ListLog:
-    """A log in memory."""
-
-    def __init__(self, events: list[RecordedEvent]) -> None:
-        self.events = events
-
-    def read(self, after: int, limit: int) -> Sequence[RecordedEvent]:
-        return self.events[after : after + limit]
-
-    def head(self) -> int:
-        return len(self.events)
-
-
-def expected_ids(events: Sequence[RecordedEvent]) -> list[str]:
-    return [each.id for each in events if each.stream.type is StreamType.CONVERSATION]
-
-
-# A consumer
-
-
-def text_headers(record: Any) -> dict[str, str]:
-    return {name: value.decode() for name, value in record.headers}
-
-
-def consumed(bootstrap: str, topic: str, isolation_level: str = "read_committed") -> list[Any]:
-    """All records of ``topic`` that such a consumer sees, partition by partition."""
-    with closing(
-        KafkaConsumer(
-            bootstrap_servers=bootstrap,
-            isolation_level=isolation_level,
-            enable_auto_commit=False,
-            retry_backoff_ms=10,
-        )
-    ) as consumer:
-        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
-        ends = consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        consumer.seek_to_beginning(*partitions)
-        records: dict[TopicPartition, list[Any]] = {partition: [] for partition in partitions}
-        while any(consumer.position(partition) < ends[partition] for partition in partitions):
-            for partition, found in consumer.poll(timeout_ms=200).items():
-                records[partition] += found
-    return [record for partition in partitions for record in records[partition]]
-
-
-def assert_exactly_once(bootstrap: str, settings: PublisherSettings, events: Sequence[RecordedEvent]) -> None:
-    """Every event of a conversation once, and those of one conversation in order."""
-    records = consumed(bootstrap, settings.events_topic)
-    ids = [text_headers(record)["ce_id"] for record in records]
-    assert sorted(ids) == sorted(expected_ids(events))
-    last: dict[bytes, int] = {}
-    for record in records:
-        version = int(text_headers(record)["ce_sequence"])
-        assert version == last.get(record.key, 0) + 1
-        last[record.key] = version
-
-
-# Publishers
-
-
-def make_settings(bootstrap: str, **changes: Any) -> PublisherSettings:
-    settings = PublisherSettings(
-        bootstrap_servers=bootstrap,
-        topic_prefix=f"test-{uuid.uuid4()}",
-        partitions=PARTITIONS,
-        replication_factor=1,
-        max_batch=100,
-        poll_seconds=0.02,
-    )
-    return replace(settings, **changes)
-
-
-@pytest.fixture
-def settings(kafka_bootstrap: str) -> PublisherSettings:
-    return make_settings(kafka_bootstrap)
-
-
-@contextmanager
-def live(publisher: Publisher) -> Iterator[Publisher]:
-    with closing(publisher):
-        assert publisher.start()
-        yield publisher
-
-
-def publish(events: list[RecordedEvent], database: str, settings: PublisherSettings) -> int:
-    with live(Publisher(ListLog(events), database, settings)) as publisher:
-        return publisher.publish_available()
-
-
-@contextmanager
-def admin(bootstrap: str) -> Iterator[KafkaAdminClient]:
-    with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as client:
-        yield client
-
-
-def write_position(settings: PublisherSettings, value: bytes) -> None:
-    with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as producer:
-        producer.send(settings.positions_topic, value, settings.transactional_id.encode()).get(10)
-
-
-def last_position(settings: PublisherSettings) -> Position:
-    return Position.parse(consumed(settings.bootstrap_servers, settings.positions_topic)[-1].value)
 
 
 class Unlocked(Publisher):
@@ -228,6 +80,11 @@ class Unlocked(Publisher):
 
     def _require_lock(self) -> None:
         pass
+
+
+@pytest.fixture
+def settings(kafka_bootstrap: str) -> PublisherSettings:
+    return make_settings(kafka_bootstrap)
 
 
 # What is published
@@ -245,24 +102,42 @@ def test_every_event_of_a_conversation_arrives_once_and_in_order(database: str, 
     assert last_position(settings).position == 1_234
 
 
-def metric(name: str) -> float:
-    return REGISTRY.get_sample_value(name) or 0
+def told(database: str) -> dict[str, Any]:
+    """The metrics as the API finds them."""
+    with psycopg.connect(database, row_factory=dict_row) as connection:
+        rows = connection.execute(STATUS_QUERY).fetchall()
+    samples = [sample for family in Publishers(rows).collect() for sample in family.samples]
+    return {sample.name.removeprefix("conversas_"): sample.value for sample in samples}
 
 
-def test_the_metrics_count_what_the_status_does(database: str, settings: PublisherSettings) -> None:
-    counters = [f"conversas_publisher_{each}_total" for each in ("commits", "aborts", "fencings")]
-    before = [metric(name) for name in counters]
-    with live(Publisher(ListLog(history(150)), database, settings)) as publisher:
-        assert metric("conversas_published_position") == 0
-        publisher.publish_available()
-    assert metric("conversas_published_position") == 150
+def test_what_the_api_shows_of_a_publisher_goes_on_over_restarts(database: str, settings: PublisherSettings) -> None:
+    publish(history(150), database, settings)
+    after_one = told(database)
+    assert (after_one["published_position"], after_one["publisher_commits_total"]) == (150, 2)
+    assert after_one["publisher_live"] == 0
     with live(Publisher(ListLog(history(160)), database, settings)) as publisher:
-        assert metric("conversas_published_position") == 150
+        assert told(database)["publisher_live"] == 1
         publisher._producer.commit_transaction = fenced
         with pytest.raises(PublisherFailedError):
             publisher.publish_available()
-    assert metric("conversas_published_position") == 150
-    assert [metric(name) - earlier for name, earlier in zip(counters, before, strict=True)] == [2, 1, 1]
+    names = ("published_position", "publisher_commits_total", "publisher_aborts_total", "publisher_fencings_total")
+    after_two = told(database)
+    assert [after_two[name] for name in names] == [150, 2, 1, 1]
+    assert after_two["publisher_live"] == 0
+
+
+def test_what_is_not_published_is_counted_and_has_an_age(database: str, settings: PublisherSettings) -> None:
+    publish(history(3), database, settings)
+    with closing(CommandHandler(database)) as handler:
+        request_id, caller = uuid.uuid4(), Caller(SPACE, Actor(kind=ActorKind.SYSTEM, id="t"), BUILT_IN_ROLES["admin"])
+        for number in range(5):
+            stream = Stream(SPACE, StreamType.CONTACT, id_of(f"{number}"))
+            command = RegisterContact(contact_id=stream.id, details=ContactDetails())
+            [answer] = handler.handle([Request(stream, command, caller, Surface.API, request_id, request_id)])
+            assert not isinstance(answer, Exception), answer
+    time.sleep(0.2)
+    assert told(database)["unpublished"] == 2
+    assert 0.2 <= told(database)["unpublished_age_seconds"] < 30
 
 
 def fenced() -> None:
@@ -279,19 +154,19 @@ def test_a_record_is_a_cloud_event(database: str, settings: PublisherSettings) -
     assert text_headers(record) == {
         "ce_specversion": "1.0",
         "ce_id": f"{conversation_id}:1",
-        "ce_type": "note-added.v1",
+        "ce_type": "conversation-opened.v1",
         "ce_source": f"/workspaces/{SPACE}",
         "ce_subject": conversation_id,
         "ce_time": "2025-01-31T12:00:00.001000Z",
-        "ce_dataschema": "urn:conversas:schema:note-added.v1",
+        "ce_dataschema": "urn:conversas:schema:conversation-opened.v1",
         "ce_partitionkey": conversation_id,
         "ce_sequence": "1",
         "ce_position": "1",
         "ce_actor": "agent:ana",
         "ce_surface": "inbox",
         "ce_occurredat": "2025-01-31T09:00:00.000000Z",
-        "ce_requestid": str(_id("request 1")),
-        "ce_correlationid": str(_id("correlation")),
+        "ce_requestid": str(id_of("request 1")),
+        "ce_correlationid": str(id_of("correlation")),
         "ce_causationid": "earlier:1",
         "content-type": "application/json",
     }
@@ -312,7 +187,7 @@ def test_a_conversation_goes_where_any_kafka_client_would_put_it() -> None:
         available_partitions_for_topic = partitions_for_topic
 
     for number in range(100):
-        key = str(_id(str(number))).encode()
+        key = str(id_of(str(number))).encode()
         assert partition_of(key, 24) == DefaultPartitioner().partition("t", key, key, None, None, Cluster())
 
 
@@ -344,13 +219,6 @@ def test_what_comes_later_is_published_when_the_hint_wakes_it(database: str, set
     assert_exactly_once(settings.bootstrap_servers, settings, events)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 # Killed between any two lines: a process of its own
 
 
@@ -373,8 +241,8 @@ class Stopping(Publisher):
         self._reached("half sent")
         return futures
 
-    def _send_position(self, position: Position) -> Any:
-        future = super()._send_position(position)
+    def _send_position(self, position: Position, *more: Any) -> Any:
+        future = super()._send_position(position, *more)
         self._reached("position sent")
         return future
 
@@ -393,12 +261,12 @@ class StoppingAfterCommit(Stopping):
 class PositionApart(Stopping):
     """Canary: commits the events first and their position afterwards."""
 
-    def _send_position(self, position: Position) -> Any:
+    def _send_position(self, position: Position, *more: Any) -> Any:
         if self._origin is not None:
             self._producer.commit_transaction()
             self._reached("between")
             self._producer.begin_transaction()
-        return super()._send_position(position)
+        return super()._send_position(position, *more)
 
 
 class NoWatchdog(Stopping):
@@ -443,7 +311,7 @@ def child_process(
     arguments = (kind.__name__, stage, database, settings.bootstrap_servers, settings.topic_prefix)
     process = subprocess.Popen(
         [sys.executable, __file__, *arguments, str(count), str(deadline)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -539,10 +407,10 @@ def test_a_publisher_that_lost_its_lock_stops(database: str, settings: Publisher
 
 def test_a_lock_lost_within_a_transaction_leaves_it_uncommitted(database: str, settings: PublisherSettings) -> None:
     class LosesLock(Publisher):
-        def _send_position(self, position: Position) -> Any:
+        def _send_position(self, position: Position, *more: Any) -> Any:
             if self._origin is not None:
                 end_sessions(database)
-            return super()._send_position(position)
+            return super()._send_position(position, *more)
 
     with live(LosesLock(ListLog(history(10)), database, settings)) as publisher:
         with pytest.raises(LockLostError):
@@ -648,8 +516,8 @@ def test_it_refuses_another_partition_count(database: str, settings: PublisherSe
     publish(history(10), database, settings)
     assert "not the 5" in refusal(ListLog(history(10)), database, replace(settings, partitions=5))
     with admin(settings.bootstrap_servers) as client:
-        client.create_partitions({settings.events_topic: 5})
-        client.wait_for_topics([settings.events_topic])
+        client.create_partitions({settings.events_topic: 5, settings.latest_topic: 5})
+        client.wait_for_topics([settings.events_topic, settings.latest_topic])
     assert "not the 4" in refusal(ListLog(history(10)), database, settings)
     assert "partition count: 4" in refusal(ListLog(history(10)), database, replace(settings, partitions=5))
 

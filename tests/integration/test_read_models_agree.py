@@ -1,6 +1,7 @@
 """Live, rebuilt and naive folds of the log agree, row for row, whatever happened and however it was batched."""
 
 import random
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,8 +18,10 @@ from domain.commands import (
     Assume,
     ChangeContactDetails,
     ChangePriority,
+    ChangeView,
     Command,
     CreateSector,
+    DefineAttribute,
     Finalize,
     FinalizeAutomatically,
     HandOffFromBot,
@@ -31,14 +34,29 @@ from domain.commands import (
     RegisterAgent,
     RegisterContact,
     RemoveLabel,
+    RemoveView,
     Reopen,
+    RetireAttribute,
+    SaveView,
     SendMessage,
     SetAttribute,
     Transfer,
+    ViewCommand,
+    attribute_id,
 )
 from domain.envelope import Stream
 from domain.errors import DomainError
-from domain.events import Actor, ActorKind, ContactDetails, FinalizationCause, Priority, Surface
+from domain.events import (
+    Actor,
+    ActorKind,
+    AttributeTarget,
+    AttributeType,
+    ContactDetails,
+    FinalizationCause,
+    Priority,
+    Surface,
+    ViewContents,
+)
 from domain.permissions import BUILT_IN_ROLES, Caller
 
 WORKSPACE = UUID(int=1)
@@ -46,6 +64,8 @@ SECTORS = [UUID(int=0x100 + n) for n in range(3)]
 AGENTS = [UUID(int=0x200 + n) for n in range(3)]
 CONTACTS = [UUID(int=0x300 + n) for n in range(4)]
 CONVERSATIONS = [UUID(int=0x400 + n) for n in range(12)]
+VIEWS = [UUID(int=0x500 + n) for n in range(2)]
+SYSTEM = Actor(kind=ActorKind.SYSTEM, id="x")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -96,11 +116,28 @@ def request(chance: random.Random, id_: UUID, command: Command, at: datetime) ->
     actor = Actor(kind=chance.choice([ActorKind.SYSTEM, ActorKind.INTEGRATION]), id="x")
     if chance.random() < 0.5:
         actor = Actor(kind=ActorKind.AGENT, id=str(chance.choice(AGENTS)))
-    caller = Caller(WORKSPACE, Actor(kind=ActorKind.SYSTEM, id="x"), BUILT_IN_ROLES["admin"])
-    if not isinstance(command, SendMessage | AddNote | Assume | Reopen | OpenConversation | FinalizeAutomatically):
+    caller = Caller(WORKSPACE, SYSTEM, BUILT_IN_ROLES["admin"])
+    in_own_name = SendMessage | AddNote | Assume | Reopen | OpenConversation | FinalizeAutomatically | ViewCommand
+    if not isinstance(command, in_own_name):
         caller = Caller(WORKSPACE, actor, BUILT_IN_ROLES["admin"])
     stream = Stream(WORKSPACE, command.STREAM, id_)
     return Request(stream, command, caller, Surface.API, uuid4(), uuid4(), occurred_at=at)
+
+
+def attributes_and_views() -> Iterator[tuple[UUID, Command]]:
+    """Each kept, replaced, and of two one removed."""
+    for target in AttributeTarget:
+        for options in (("a",), ("a", "b")):
+            define = DefineAttribute(
+                target=target, key="origem", type=AttributeType.LIST, label="Origem", options=options
+            )
+            yield attribute_id(target, "origem"), define
+    yield attribute_id(AttributeTarget.CONTACT, "origem"), RetireAttribute()
+    view: dict[str, Any] = {"contents": ViewContents(name="Minhas", filter='{"and":[]}'), "sort": "opened_at"}
+    for id_ in VIEWS:
+        yield id_, SaveView(owner=SYSTEM, **view)
+        yield id_, ChangeView(shared=True, columns=("protocol",), **view)
+    yield VIEWS[0], RemoveView()
 
 
 def a_random_history(database: str, seed: int, commands: int) -> None:
@@ -111,6 +148,7 @@ def a_random_history(database: str, seed: int, commands: int) -> None:
     setup += [(agent, RegisterAgent(name=f"a{agent.int}")) for agent in AGENTS]
     setup += [(agent, JoinSector(sector_id=sector)) for agent in AGENTS for sector in SECTORS]
     setup += [(contact, RegisterContact(contact_id=contact, details=some_details(chance))) for contact in CONTACTS]
+    setup += [(id_, command) for id_, command in attributes_and_views()]
     assert not any(isinstance(a, Exception) for a in handler.handle([request(chance, *c, START) for c in setup]))
     at, batch = START, []
     for number in range(commands):
@@ -135,13 +173,24 @@ def test_any_history_in_any_batches_gives_the_naive_rows(database: str, seed: in
     assert check_that_all_agree(database) > 200
 
 
-def test_the_comparison_notices_a_row_that_is_wrong(database: str) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update listing set unread = unread + 1 where id = (select id from listing limit 1)",
+        "update episodes set transfers = transfers + 1 where episode = 2",
+        "delete from episodes where episode = 2",
+        "delete from timeline where position = (select max(position) from timeline)",
+        "update views set name = 'x'",
+        "update contacts set terms = '{}'",
+    ],
+)
+def test_the_comparison_notices_a_row_that_is_wrong(database: str, change: str) -> None:
     create_missing(database)
     a_random_history(database, 0, commands=300)
     projector = Projector(database)
     projector.catch_up()
     projector.close()
     with psycopg.connect(database) as connection:
-        connection.execute("update listing set unread = unread + 1 where id = (select id from listing limit 1)")
+        assert connection.execute(change).rowcount > 0
     with pytest.raises(AssertionError):
         check_that_all_agree(database)

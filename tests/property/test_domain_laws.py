@@ -52,6 +52,8 @@ from domain.events import (
     EVENTS,
     Actor,
     ActorKind,
+    AttributeTarget,
+    AttributeType,
     ContactDetails,
     ConversationReopened,
     Event,
@@ -60,6 +62,7 @@ from domain.events import (
     Presence,
     Status,
     Surface,
+    ViewContents,
 )
 from domain.permissions import Caller, Permission, Scope
 
@@ -215,6 +218,7 @@ FEW = Made(
         "key": st.sampled_from(["a", "b"]),
         "channel": st.just("phone"),
         "protocol": st.sampled_from(["1", "2"]),
+        "owner": st.just(ANYBODY.actor),  # one keeps views of one's own only
         "role": st.sampled_from(["agent", "admin"]),
         "slug": st.sampled_from(["one", "two"]),
         "name": st.sampled_from(["one", "two"]),
@@ -257,6 +261,27 @@ BEGINNINGS: dict[StreamType, list[list[Command]]] = {
     StreamType.SECTOR: [[CreateSector(name="one")]],
     StreamType.AGENT: [[_REGISTER], [_REGISTER, commands.JoinSector(sector_id=FIRST)]],
     StreamType.ROLE: [[DefineRole(name="one", grants={})]],
+    StreamType.ATTRIBUTE: [
+        [
+            commands.DefineAttribute(
+                target=AttributeTarget.CONTACT, key="a", type=AttributeType.LIST, label="one", options=("x", "y")
+            )
+        ]
+    ],
+    StreamType.VIEW: [
+        [
+            commands.SaveView(
+                owner=ANYBODY.actor, contents=ViewContents(name="one", filter="{}"), sort="opened_at", shared=True
+            )
+        ]
+    ],
+    StreamType.IDENTITY: [
+        [
+            commands.LinkIdentity(
+                issuer="https://login.example.com", subject="one", agent_id=FIRST, role=WORLD.agent(FIRST).role
+            )
+        ]
+    ],
     StreamType.TOKEN: [
         [
             IssueToken(

@@ -44,6 +44,15 @@ def test_a_change_to_what_is_already_known_is_no_change(given: Given) -> None:
     given(registered, changed).when(ChangeContactDetails(details=COMPLETED)).then()
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, True), (0, False), (1, 1.0), (True, 1)])
+def test_a_value_of_another_type_is_a_change(given: Given, before: Any, after: Any) -> None:
+    was = ContactRegistered(contact_id=MARIA, personal=ContactDetails(attributes={"x": before}))
+    change = ChangeContactDetails(details=ContactDetails(attributes={"x": after}))
+    [event] = given(was).when(change).events
+    assert type(event.personal.after.attributes["x"]) is type(after)
+    assert given(was).when(RegisterContact(contact_id=MARIA, details=change.details)).refusal == "already-exists"
+
+
 def test_nobody_unknown_is_changed(given: Given) -> None:
     given().when(ChangeContactDetails(details=COMPLETED)).then("contact-not-found")
 

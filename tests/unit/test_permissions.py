@@ -20,12 +20,14 @@ from domain.commands import (
     ChangeAgentRole,
     ChangeContactDetails,
     ChangePriority,
+    ChangeView,
     Command,
     ConversationCommand,
     CreateSector,
     CreateWorkspace,
     DeactivateAgent,
     DeactivateSector,
+    DefineAttribute,
     DefineRole,
     Finalize,
     FinalizeAutomatically,
@@ -34,6 +36,7 @@ from domain.commands import (
     IssueToken,
     JoinSector,
     LeaveSector,
+    LinkIdentity,
     MarkPending,
     OpenConversation,
     ReassignContact,
@@ -41,19 +44,37 @@ from domain.commands import (
     RegisterAgent,
     RegisterContact,
     RemoveLabel,
+    RemoveView,
     RenameSector,
     Reopen,
+    RetireAttribute,
     RevokeToken,
+    SaveView,
     SendMessage,
     SetAttribute,
     Transfer,
+    UnlinkIdentity,
     role_id,
 )
 from domain.conversation import Conversation
 from domain.decider import handle
 from domain.directory import Known, Role, decide_role
 from domain.errors import DomainError
-from domain.events import Actor, ActorKind, ContactDetails, FinalizationCause, Owner, Priority, Status, Surface
+from domain.events import (
+    Actor,
+    ActorKind,
+    AttributeTarget,
+    AttributeType,
+    ContactDetails,
+    ContactRegistered,
+    FinalizationCause,
+    Owner,
+    Priority,
+    Status,
+    Surface,
+    ViewContents,
+    ViewSaved,
+)
 from domain.permissions import BUILT_IN_ROLES, Caller, Grants, Permission, Scope, may
 
 Given = Callable[..., Any]
@@ -101,6 +122,15 @@ OTHER_COMMANDS: list[tuple[Command, str]] = [
     (DefineRole(name="night", grants={}), "manage-directory"),
     (IssueToken(name="crm", secret_sha256="a" * 64, actor=CRM, role="integration"), "manage-tokens"),
     (RevokeToken(), "manage-tokens"),
+    (LinkIdentity(issuer="https://login.example.com", subject="ana", agent_id=ANA, role="agent"), "manage-directory"),
+    (UnlinkIdentity(), "manage-directory"),
+    (
+        DefineAttribute(target=AttributeTarget.CONTACT, key="age", type=AttributeType.NUMBER, label="Age"),
+        "manage-directory",
+    ),
+    (RetireAttribute(), "manage-directory"),
+    (ChangeView(contents=ViewContents(name="Mine", filter="{}"), sort="opened_at"), "view"),
+    (RemoveView(), "view"),
 ]
 
 # Role by role, what it may do. An agent's permissions reach to their sectors, everybody else's to all.
@@ -197,9 +227,8 @@ def test_what_is_not_a_conversation_needs_its_own_permission_and_no_other(
     world: Known, command: Command, permission: str
 ) -> None:
     needed = Permission(permission)
-    handed_on = (
-        BUILT_IN_ROLES[command.role] if isinstance(command, RegisterAgent | ChangeAgentRole | IssueToken) else {}
-    )
+    hands_on_a_role = isinstance(command, RegisterAgent | ChangeAgentRole | IssueToken | LinkIdentity)
+    handed_on = BUILT_IN_ROLES[command.role] if hands_on_a_role else {}
     everything_else = caller(dict.fromkeys(set(Permission) - {needed}, Scope.ALL))
     assert answer(command, None, caller({**handed_on, needed: Scope.ALL}), world) == "permitted"
     assert answer(command, None, everything_else, world) == "permission-denied"
@@ -228,8 +257,13 @@ def test_nobody_grants_more_than_they_were_granted(world: Known) -> None:
     less = dict.fromkeys(Permission, Scope.ALL)
     del less[Permission.ERASE_CONTACT]
     narrower = dict.fromkeys(Permission, Scope.ALL) | {Permission.EXPORT: Scope.SECTOR}
+    link = LinkIdentity(issuer="https://login.example.com", subject="ana", agent_id=ANA, role="admin")
     for held in (less, narrower):
-        for command in (*_roles_given("admin"), DefineRole(name="x", grants=dict.fromkeys(Permission, Scope.ALL))):
+        for command in (
+            *_roles_given("admin"),
+            link,
+            DefineRole(name="x", grants=dict.fromkeys(Permission, Scope.ALL)),
+        ):
             assert answer(command, None, caller(held), world) == "permission-denied"
         assert answer(DefineRole(name="x", grants=held), None, caller(held), world) == "permitted"
 
@@ -292,6 +326,57 @@ def test_a_conversation_is_opened_only_where_one_may_reply(world: Known, role: s
     )
     expected = "permitted" if "reply" in MAY[role] and REACH[role] in reaches else "permission-denied"
     assert answer(command, None, caller_with_role(role), world) == expected
+
+
+VIEW = ViewContents(name="Mine", filter="{}")
+HERS = SaveView(owner=ANA_HERSELF, contents=VIEW, sort="opened_at")
+
+
+@pytest.mark.parametrize("role", MAY)
+def test_a_view_is_kept_by_whoever_may_view_and_in_their_own_name_only(world: Known, role: str) -> None:
+    who = caller_with_role(role)
+    own = HERS.model_copy(update={"owner": who.actor})
+    elses = HERS.model_copy(update={"owner": Actor(kind=ActorKind.AGENT, id=str(BIA))})
+    assert answer(own, None, who, world) == "permitted"
+    assert answer(elses, None, who, world) == "permission-denied"
+    assert answer(own, None, caller({}), world) == "permission-denied"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("role", MAY)
+def test_a_private_view_exists_for_its_owner_only_and_a_shared_one_is_theirs_or_the_directorys_to_change(
+    given: Given, world: Known, role: str, shared: bool
+) -> None:
+    theirs = Actor(kind=ActorKind.AGENT, id=str(BIA))
+    saved = ViewSaved(owner=theirs, shared=shared, sort="opened_at", descending=True, columns=(), personal=VIEW)
+    manages = "manage-directory" in MAY[role]
+    expected = None if shared and manages else ("permission-denied" if shared else "view-not-found")
+    for command in (ChangeView(contents=VIEW, sort="priority", shared=shared), RemoveView()):
+        assert given(saved, known=world).when(command, caller_with_role(role)).refusal == expected
+        assert given(saved, known=world).when(command, caller(BUILT_IN_ROLES["agent"], theirs)).refusal is None
+        partly = caller(dict(BUILT_IN_ROLES["agent"]) | {Permission.MANAGE_DIRECTORY: Scope.SECTOR})
+        assert given(saved, known=world).when(command, partly).refusal == (
+            "permission-denied" if shared else "view-not-found"
+        )
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("granted", Scope)
+def test_a_contact_is_edited_through_a_conversation_where_the_permission_does_not_reach_all(
+    given: Given, world: Known, granted: Scope, place: str
+) -> None:
+    owner, reaches = PLACES[place]
+    through = UUID(int=0xD1)
+    maria = ContactRegistered(contact_id=MARIA, personal=ContactDetails())
+    change = ChangeContactDetails(details=ContactDetails(name="Maria"), through=through)
+    who = caller({Permission.EDIT_CONTACT: granted})
+    reached = replace(world, conversations={through: conversation(owner, Status.PENDING)})
+    elses = replace(world, conversations={through: replace(conversation(owner, Status.PENDING), contact_id=JOAO)})
+    no = None if granted is Scope.ALL else "contact-not-found"
+    assert given(maria, known=reached).when(change, who).refusal == (None if granted.value in reaches else no)
+    assert given(maria, known=elses).when(change, who).refusal == no
+    assert given(maria, known=world).when(change, who).refusal == no
+    assert given(maria, known=reached).when(ChangeContactDetails(details=change.details), who).refusal == no
 
 
 @pytest.mark.parametrize("kind", ActorKind)
@@ -382,6 +467,6 @@ def leaves(kind: type[Command]) -> Iterator[type[Command]]:
 
 
 def test_every_command_is_in_a_table_here() -> None:
-    covered = {type(command) for command, _ in (*CONVERSATION_COMMANDS, *OTHER_COMMANDS)} | {OpenConversation}
+    covered = {type(command) for command, _ in (*CONVERSATION_COMMANDS, *OTHER_COMMANDS)} | {OpenConversation, SaveView}
     assert covered == set(leaves(Command))
     assert all(isinstance(command, ConversationCommand) for command, _ in CONVERSATION_COMMANDS)

@@ -1,0 +1,180 @@
+"""The export: the whole result of a filter as CSV or NDJSON, streamed.
+
+Rows are read by a cursor of the database and written out as they come: memory does not grow with their number, and
+all of them stand as they did at one moment.
+
+Invariant: no cell that a person could have written begins like a formula; a row holds what the listing would show.
+"""
+
+import csv
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from psycopg.rows import dict_row
+from pydantic import Field
+from starlette.responses import Response, StreamingResponse
+
+from adapters.command_handler import UnavailableError
+from api.access import QUERY_PROBLEMS, needs, require
+from api.listing import BarParameters, ConversationView, filter_of, sort_of
+from api.queries import Position, reading, wait_for
+from domain.permissions import Caller, Permission
+from projections.listing_query import Page, Sort, pages, shown
+
+router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
+
+COLUMNS = tuple(ConversationView.model_fields)
+"""The columns of a CSV, in order: those of the listing."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a spreadsheet takes for the beginning of a formula, or drops before it looks."""
+BETWEEN = " | "
+"""What stands between the values of a list in one cell."""
+AT_ONCE = 2
+ROWS_AT_ONCE = 500
+_LIMITS = "set local statement_timeout = '60s'; set local idle_in_transaction_session_timeout = '60s'"
+"""For the sort that may come before the first row, and for a client that reads slowly."""
+
+
+class TooManyExportsError(UnavailableError):
+    """As many exports as this process allows are under way."""
+
+
+class ExportParameters(BarParameters):
+    """What to export, in which order and form."""
+
+    format: Literal["csv", "ndjson"] = "csv"
+    sort: Annotated[
+        Sort | None, Field(description="else by the only period of the bar that is given, or by latest activity")
+    ] = None
+    order: Literal["desc", "asc"] = "desc"
+    at_least: Annotated[
+        Position | None, Field(description="wait, briefly, until the listing has this position of a command's answer")
+    ] = None
+
+
+_CONTENT: dict[str, Any] = {
+    "text/csv": {
+        "schema": {"type": "string"},
+        "example": f"{','.join(COLUMNS[:4])}\r\n0190a000-0000-7000-8000-000000000001,2026000001,whatsapp,pending\r\n",
+    },
+    "application/x-ndjson": {"schema": {"type": "string"}},
+}
+
+
+@router.get(
+    "/export",
+    summary="Export conversations",
+    response_class=StreamingResponse,
+    responses=QUERY_PROBLEMS | {200: {"description": "The rows, as they are found", "content": _CONTENT}},
+)
+async def export_conversations(
+    request: Request,
+    caller: Annotated[Caller, needs(Permission.EXPORT)],
+    wanted: Annotated[ExportParameters, Query()],
+) -> Response:
+    """All conversations that you may see and export and that fit the filters: the columns of the listing, in its order.
+
+    In CSV (UTF-8, RFC 4180) the values of a list stand in one cell, with ` | ` between them, and attributes as JSON.
+    A text that begins like a formula (`=`, `+`, `-`, `@`, tab, line end) has an apostrophe before it. NDJSON holds
+    one conversation a line, exactly as the listing shows it. An export that breaks off has not sent its last chunk.
+    """
+    require(caller, Permission.VIEW)
+    asked = Page(
+        filter=filter_of(wanted),
+        sort=sort_of(wanted, wanted.sort),
+        descending=wanted.order == "desc",
+        limit=None,
+        permission=Permission.EXPORT,
+        now=datetime.now(UTC),
+    )
+    await wait_for(request, "listing", wanted.at_least)
+    written = _written(request, caller, asked, _as_csv if wanted.format == "csv" else _as_ndjson)
+    first = await anext(written)  # what goes wrong before the first rows is still answered with a problem
+    headings = f"{','.join(COLUMNS)}\r\n".encode() if wanted.format == "csv" else b""
+    media_type = "text/csv; charset=utf-8" if wanted.format == "csv" else "application/x-ndjson"
+    name = f"conversas-{datetime.now(UTC):%Y%m%d-%H%M%S}.{wanted.format}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    return StreamingResponse(_stream(headings + first, written), 200, headers, media_type)
+
+
+Rows = list[dict[str, Any]]
+
+
+async def _stream(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    async with aclosing(rest):
+        yield first
+        async for part in rest:
+            yield part
+
+
+async def _written(
+    request: Request, caller: Caller, asked: Page, write: Callable[[Rows], bytes]
+) -> AsyncGenerator[bytes]:
+    """The rows, so many at a time; a first part comes always, if need be an empty one."""
+    async with _one_of_few(), reading(request, caller) as connection:
+        await connection.execute(_LIMITS)
+        found = 0
+        for statement in pages(caller, asked):
+            async with connection.cursor("export", row_factory=dict_row) as cursor:
+                await cursor.execute(*statement)
+                while rows := await cursor.fetchmany(ROWS_AT_ONCE):
+                    found += len(rows)
+                    yield write([shown(row, caller) for row in rows])
+        if not found:
+            yield b""
+
+
+_under_way = 0
+
+
+@asynccontextmanager
+async def _one_of_few() -> AsyncIterator[None]:
+    """Exports hold a connection for long: enough must be left for everybody else."""
+    global _under_way  # noqa: PLW0603  # one event loop per process
+    if _under_way >= AT_ONCE:
+        raise TooManyExportsError(f"{AT_ONCE} exports are under way here; come again when one is done.")
+    _under_way += 1
+    try:
+        yield
+    finally:
+        _under_way -= 1
+
+
+def _as_ndjson(rows: Rows) -> bytes:
+    return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS) for row in rows)
+
+
+def _as_csv(rows: Rows) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_MINIMAL, lineterminator="\r\n").writerows(
+        [cell(row[column]) for column in COLUMNS] for row in rows
+    )
+    return text.getvalue().encode()
+
+
+def cell(value: Any) -> Any:
+    """``value`` as a cell of a CSV: text that begins like a formula is given an apostrophe, numbers are not."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return value
+        case datetime():
+            return value.isoformat()
+        case list():
+            return _harmless(BETWEEN.join(str(each) for each in value))
+        case dict():
+            return orjson.dumps(value).decode() if value else ""
+        case _:
+            return _harmless(str(value))
+
+
+def _harmless(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text

@@ -1,0 +1,107 @@
+"""`conversas topics`: makes what is missing with its settings, changes nothing else, refuses another shape."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from feed import admin
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from adapters.kafka_topics import StartRefusedError, TopicSettings, ensure_topics, make_topics
+
+pytestmark = pytest.mark.kafka
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def settings(kafka_bootstrap: str) -> TopicSettings:
+    return TopicSettings(kafka_bootstrap, topic_prefix=f"t-{uuid.uuid4()}", partitions=3, replication_factor=1)
+
+
+def topics_command(settings: TopicSettings, **more: str) -> subprocess.CompletedProcess[str]:
+    given = {
+        "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "KAFKA_TOPIC_PREFIX": settings.topic_prefix,
+        "LOG_LEVEL": "error",
+    } | more
+    environment = os.environ | {f"CONVERSAS_{name}": value for name, value in given.items()}
+    command = [sys.executable, "-m", "api", "topics"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def configs(settings: TopicSettings, topic: str) -> Mapping[str, str]:
+    with admin(settings.bootstrap_servers) as client:
+        found = client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
+    return {name: config["value"] for name, config in found["topic"][topic].items()}
+
+
+def partitions(settings: TopicSettings) -> dict[str, int]:
+    with admin(settings.bootstrap_servers) as client:
+        return {each["name"]: len(each["partitions"]) for each in client.describe_topics(list(settings.topics))}
+
+
+def test_the_command_makes_three_topics_and_again_changes_nothing(settings: TopicSettings) -> None:
+    prefix = settings.topic_prefix
+    made = topics_command(settings)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout.splitlines() == [
+        f"{prefix}.events.v1: 24 partitions, made",
+        f"{prefix}.latest.v1: 24 partitions, made",
+        f"{prefix}.positions.v1: 1 partitions, made",
+    ]
+    assert partitions(settings) == {f"{prefix}.events.v1": 24, f"{prefix}.latest.v1": 24, f"{prefix}.positions.v1": 1}
+    again = topics_command(settings)
+    assert again.returncode == 0
+    assert all(line.endswith("there already") for line in again.stdout.splitlines())
+
+
+def test_the_command_refuses_another_partition_count_with_a_sentence(settings: TopicSettings) -> None:
+    ensure_topics(settings)
+    refused = topics_command(settings, KAFKA_PARTITIONS="6")
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert refused.stderr.startswith(
+        f"Refused: {settings.events_topic} has 3 partitions, not the 6 that are configured"
+    )
+    assert len(refused.stderr.splitlines()) == 1
+    assert set(partitions(settings).values()) == {3, 1}
+
+
+def test_the_command_says_where_no_kafka_answers(settings: TopicSettings) -> None:
+    refused = topics_command(settings, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Kafka at 127.0.0.1:1: ")
+    assert "Traceback" not in refused.stderr
+
+
+def test_events_are_kept_for_ever_and_states_and_positions_compacted(settings: TopicSettings) -> None:
+    ensure_topics(settings)
+    events = configs(settings, settings.events_topic)
+    assert (events["cleanup.policy"], events["retention.ms"], events["retention.bytes"]) == ("delete", "-1", "-1")
+    for topic in (settings.latest_topic, settings.positions_topic):
+        assert configs(settings, topic)["cleanup.policy"] == "compact"
+
+
+def test_a_setting_that_somebody_changed_is_set_anew_and_said(settings: TopicSettings) -> None:
+    ensure_topics(settings)
+    with admin(settings.bootstrap_servers) as client:
+        changed = ConfigResource(ConfigResourceType.TOPIC, settings.events_topic, configs={"retention.ms": "1000000"})
+        client.alter_configs([changed])
+    events, *others = make_topics(settings)
+    assert events.endswith("set anew: retention.ms=-1 (was 1000000)")
+    assert all(line.endswith("there already") for line in others)
+    assert configs(settings, settings.events_topic)["retention.ms"] == "-1"
+
+
+def test_a_policy_that_would_lose_what_is_in_a_topic_is_refused(settings: TopicSettings) -> None:
+    ensure_topics(settings)
+    with admin(settings.bootstrap_servers) as client:
+        changed = ConfigResource(ConfigResourceType.TOPIC, settings.events_topic, configs={"cleanup.policy": "compact"})
+        client.alter_configs([changed])
+    with pytest.raises(StartRefusedError, match=r"cleanup.policy=compact, which would lose"):
+        ensure_topics(settings)
