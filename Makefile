@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test check lint bench faults kafka lock clean
+.PHONY: help run test check lint bench bench-listing bench-feed faults kafka lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	@echo "Setting up $(VENV) (half a minute, once) ..."
@@ -36,6 +36,12 @@ check: lint test ## exactly what CI runs
 
 bench: $(VENV)/.dev ## speed as ratios, in one run
 	$(BIN)/python -m benchmarks
+
+bench-listing: $(VENV)/.dev ## every filter of the listing at 100,000 and 1,000,000 conversations (a quarter of an hour)
+	$(BIN)/python -m benchmarks listing
+
+bench-feed: $(VENV)/.dev ## the feed: throughput, latency and catch-up, in one run
+	$(BIN)/python -m benchmarks feed
 
 faults: $(VENV)/.dev ## the long fault campaigns (bounded)
 	CONVERSAS_CAMPAIGN=1 $(BIN)/pytest -m faults

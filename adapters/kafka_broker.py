@@ -21,7 +21,7 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -157,6 +157,11 @@ class KafkaBroker:
         return f"127.0.0.1:{self._port}"
 
     @property
+    def security(self) -> dict[str, Any]:
+        """What a client needs beside the address, in kafka-python's words."""
+        return {}
+
+    @property
     def log_path(self) -> Path:
         """What the broker wrote to its standard output and error."""
         return self._directory / "broker.log"
@@ -194,7 +199,7 @@ class KafkaBroker:
         data = self._directory / "data"
         configuration = self._directory / "server.properties"
         configuration.write_text(
-            PROPERTIES.format(port=self._port, controller_port=self._controller_port, data=data), encoding="utf-8"
+            self._properties(port=self._port, controller_port=self._controller_port, data=data), encoding="utf-8"
         )
         with self.log_path.open("ab") as output:
             self._log_start = output.tell()
@@ -305,6 +310,10 @@ class KafkaBroker:
             message = f"Formatting the storage of Apache Kafka failed: {self._why()}"
             raise KafkaUnavailableError(message)
 
+    def _properties(self, **values: object) -> str:
+        """What the broker is configured with."""
+        return PROPERTIES.format(**values)
+
     def _why(self) -> str:
         """What the log says since the last start, in a line or two, and where the log is."""
         content = self.log_path.read_bytes() if self.log_path.exists() else b""
@@ -321,7 +330,10 @@ class KafkaBroker:
     def _answers(self) -> bool:
         try:
             admin = KafkaAdminClient(
-                bootstrap_servers=self.bootstrap_servers, bootstrap_timeout_ms=5_000, request_timeout_ms=5_000
+                bootstrap_servers=self.bootstrap_servers,
+                bootstrap_timeout_ms=5_000,
+                request_timeout_ms=5_000,
+                **self.security,
             )
         except KafkaError:
             return False

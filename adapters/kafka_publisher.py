@@ -70,6 +70,9 @@ FENCINGS = (ProducerFencedError, InvalidProducerEpochError)
 UNREACHABLE = (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError)
 
 CLOSE_SECONDS = 5
+# A new transaction meets CONCURRENT_TRANSACTIONS while the markers of the last are written; kafka-python sleeps this
+# long then, and events wait: its default of 100 ms would halve the throughput.
+TRANSACTION_BACKOFF_MS = 2
 LINGER_MS = 100  # flush does not wait for it; it only lets batches fill
 PRODUCER_BATCH_BYTES = 131_072
 LOCK_CONNECTION: dict[str, Any] = {
@@ -346,7 +349,7 @@ class Publisher:
             linger_ms=LINGER_MS,
             batch_size=PRODUCER_BATCH_BYTES,
             metrics_enabled=False,
-            **settings.client,
+            **settings.client | {"retry_backoff_ms": TRANSACTION_BACKOFF_MS},
         )
 
     def _find_position(self, here: Position) -> bool:
@@ -509,7 +512,9 @@ class Publisher:
 
     def _require_delivered(self, futures: Sequence[Any]) -> None:
         """Every record is acknowledged: `flush` and `commit_transaction` succeed although a record has timed out."""
-        self._producer.flush(timeout=self._settings.deadline_seconds)
+        settings = self._settings
+        # Before the watchdog: without a coordinator kafka-python does not even let records time out.
+        self._producer.flush(timeout=settings.delivery_timeout_seconds + 2 * settings.request_timeout_seconds)
         for future in futures:
             if not future.succeeded():
                 message = f"Kafka did not take a record: {future.exception!r}"

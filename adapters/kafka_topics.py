@@ -16,8 +16,6 @@ from kafka.errors import TopicAlreadyExistsError
 
 log = logging.getLogger(__name__)
 
-# A new transaction meets CONCURRENT_TRANSACTIONS while the markers of the last are written; kafka-python sleeps this
-# long then (its default of 100 ms would halve the throughput).
 RETRY_BACKOFF_MS = 10
 KEPT_FOR_EVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 COMPACTED = {"cleanup.policy": "compact", "segment.bytes": "16777216", "segment.ms": "3600000"}

@@ -53,6 +53,7 @@ def create_missing(conninfo: str) -> None:
             )
         for model in READ_MODELS:
             isolate(connection, model)
+        connection.execute("select trust_operators()")
 
 
 def stale(conninfo: str) -> list[ReadModel]:

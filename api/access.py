@@ -86,7 +86,7 @@ class Needs:
 
 
 def needs(permission: Permission, scope: Scope | None = None) -> Any:
-    """Annotates the parameter of a route that takes its caller: ``caller: Annotated[Caller, needs(...)]``."""
+    """The annotation of a route's ``caller``, who must have ``permission`` (in ``scope``): `Annotated[Caller, …]`."""
     return Depends(Needs(permission, scope))
 
 

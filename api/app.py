@@ -13,6 +13,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
 from prometheus_client import Histogram
+from psycopg import AsyncConnection
+from psycopg.pq import PipelineStatus
 from psycopg_pool import AsyncConnectionPool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -186,8 +188,21 @@ async def _identity(settings: Settings, pool: AsyncConnectionPool[Any]) -> Async
 def _pool(database_url: str, role: Role, size: int) -> AsyncConnectionPool[Any]:
     conninfo = with_settings(database_url, QUERY_LIMITS | {"role": role.value}, application="conversas-api")
     return AsyncConnectionPool(
-        conninfo, min_size=1, max_size=size, open=False, timeout=5.0, max_waiting=500, kwargs={"autocommit": True}
+        conninfo,
+        min_size=1,
+        max_size=size,
+        open=False,
+        timeout=5.0,
+        max_waiting=500,
+        reset=_discard_interrupted,
+        kwargs={"autocommit": True},
     )
+
+
+async def _discard_interrupted(connection: AsyncConnection[Any]) -> None:
+    """Close a connection whose pipeline a cancelled request left open: the pool makes another."""
+    if connection.pgconn.pipeline_status is not PipelineStatus.OFF:
+        await connection.close()
 
 
 def _describe_security(app: FastAPI) -> None:
@@ -214,7 +229,9 @@ def _describe_problems(responses: dict[str, dict[str, Any]]) -> None:
     for response in responses.values():
         content = response.get("content", {})
         if "application/problem+json" in content:
-            content["application/problem+json"] = content.pop(next(type_ for type_ in content if "problem" not in type_))
+            content["application/problem+json"] = content.pop(
+                next(type_ for type_ in content if "problem" not in type_)
+            )
 
 
 class Limits:

@@ -18,6 +18,7 @@ from adapters import bulk
 from api import demo
 from api.access import COMMAND_PROBLEMS, QUERY_PROBLEMS, needs, require
 from api.conversations import Assumption
+from api.listing import ToldElsewhere
 from api.queries import (
     MAX_POSITION,
     AtLeast,
@@ -45,7 +46,6 @@ from domain.decider import required_permission
 from domain.errors import AlreadyExistsError, BulkJobNotFoundError, IdempotencyKeyReusedError, InvalidCommandError
 from domain.events import Fact, Flag, Line, Surface, Text
 from domain.permissions import Caller, Permission
-from projections.filters import Filter
 
 router = APIRouter(prefix="/v1/bulk", tags=["bulk"])
 MOST_IDS = 10_000
@@ -61,7 +61,7 @@ class OnIds(Fact):
 class OnFilter(Fact):
     """All conversations within your scope that match as it starts."""
 
-    filter: Filter
+    filter: ToldElsewhere
 
 
 def _chosen_by(on: Any) -> str:

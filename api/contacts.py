@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
+from adapters.accesses import Access, What, recording
 from api import demo
 from api.access import QUERY_PROBLEMS, Commands, answer, command_route, needs
 from api.history import HistoryEntry, entry
@@ -210,6 +211,8 @@ async def _contact(request: Request, caller: Caller, id_: UUID) -> dict[str, Any
     rows = await fetch(request, caller, query, [*values, id_])
     if not rows:
         raise ContactNotFoundError
+    access = Access(caller, What.CONTACT, request.state.request_id, contact_id=id_)
+    await fetch(request, caller, *recording(access))
     return rows[0]
 
 

@@ -3,7 +3,8 @@
 FastAPI's way there matches one route after the other and opens exit stacks for dependencies that commands do not have
 (``make bench``, HTTP, shows what that would cost).
 
-Invariant: what is not certainly a command's is left to FastAPI, which also documents the commands.
+Invariant: what is not certainly a command's is left to FastAPI, which also documents the commands; nothing under /v1
+is read of a request whose caller is not known.
 """
 
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import problems
-from api.access import CommandRoute, Handler
+from api.access import CommandRoute, Handler, authenticate
 
 
 @dataclass(slots=True)
@@ -47,14 +48,19 @@ class CommandDispatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or pass it on."""
-        found = self._find(scope) if scope["type"] == "http" else None
-        if found is None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)
             return
-        handler, scope["path_params"] = found
         request = Request(scope, receive, send)
         try:
-            response = await handler(request)
+            if (found := self._find(scope)) is None:
+                await authenticate(
+                    request
+                )  # before FastAPI reads a body: strangers learn nothing of what is right in it
+                response: ASGIApp = self._app
+            else:
+                handler, scope["path_params"] = found
+                response = await handler(request)
         except Exception as error:  # noqa: BLE001  # every class of error has its answer, a bug as well
             response = await problems.answer_to(request, error)
         await response(scope, receive, send)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.responses import Response
 
 from adapters.accesses import What, of_conversation, recording
@@ -139,7 +139,8 @@ class ConversationPage(BaseModel):
     next: str | None
 
 
-_LONGEST_FILTER = 20_000
+_LONGEST_FILTER = 4_000
+"""Characters of a filter in an address: a server reads no more than 64 KiB of one; a search's body holds more."""
 
 
 class BarParameters(BaseModel):
@@ -166,7 +167,7 @@ class BarParameters(BaseModel):
         str | None,
         Field(
             max_length=_LONGEST_FILTER,
-            description="more conditions, nested with and / or / not: JSON as in `POST /v1/conversations/search`",
+            description="more conditions, as JSON: see `POST /v1/conversations/search`, which also takes longer ones",
         ),
     ] = None
 
@@ -195,6 +196,12 @@ class Search(Paging):
     """A filter, sort and page."""
 
     filter: Filter = EVERYTHING
+
+
+ToldElsewhere = Annotated[
+    Filter, WithJsonSchema({"type": "object", "description": "the grammar of POST /v1/conversations/search"})
+]
+"""A filter whose grammar the document does not spell out once more: it is long, and slows the document's readers."""
 
 
 def filter_of(parameters: BarParameters) -> Filter:
@@ -406,7 +413,7 @@ class CountsParameters(Counting, BarParameters):
 class CountsSearch(Counting):
     """A filter, and how exactly to count."""
 
-    filter: Filter = EVERYTHING
+    filter: ToldElsewhere = EVERYTHING
 
 
 @router.get("/counts", summary="Count conversations", response_model=Counts, responses=QUERY_PROBLEMS)
@@ -436,13 +443,15 @@ async def _counts(
     await wait_for(request, "listing", wanted.at_least)
     rows = await fetch(request, caller, *counts(caller, filter_, exact=wanted.exact))
     found = dict.fromkeys((status.value for status in Status), 0) | {row["status"]: row["count"] for row in rows}
-
-    def told(count: int) -> dict[str, Any]:
-        more = count > COUNTED_TO and not wanted.exact
-        return {"count": COUNTED_TO if more else count, "more": more}
-
     total = sum(found[status] for status in set(statuses))
-    return as_json({"total": told(total), "statuses": {status: told(count) for status, count in found.items()}})
+    per_status = {status: told(count, exact=wanted.exact) for status, count in found.items()}
+    return as_json({"total": told(total, exact=wanted.exact), "statuses": per_status})
+
+
+def told(count: int, *, exact: bool) -> dict[str, Any]:
+    """A count as it is shown: beyond `COUNTED_TO` that there are more, unless it is to be ``exact``."""
+    more = count > COUNTED_TO and not exact
+    return {"count": COUNTED_TO if more else count, "more": more}
 
 
 async def _visible(request: Request, caller: Caller, id_: UUID) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from api import demo
 from api.access import COMMAND_PROBLEMS, QUERY_PROBLEMS, needs
-from api.listing import BarParameters, filter_of
+from api.listing import BarParameters, ToldElsewhere, filter_of
 from api.queries import (
     AtLeast,
     Cursor,
@@ -148,7 +148,7 @@ class TotalsParameters(Totalling, BarParameters):
 class TotalsSearch(Totalling):
     """A filter, period and groups."""
 
-    filter: Filter = EVERYTHING
+    filter: ToldElsewhere = EVERYTHING
 
 
 class Spread(BaseModel):

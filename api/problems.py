@@ -138,6 +138,12 @@ async def on_unavailable(_: Request, error: Exception) -> Response:
     return problem(503, code, detail, {"Retry-After": retry_after})
 
 
+async def on_too_slow(_: Request, __: Exception) -> Response:
+    """A query was stopped at its time limit, so that others are not kept waiting."""
+    detail = "This takes longer than a query may; narrow the filter or the period."
+    return problem(503, "query-too-slow", detail, {"Retry-After": "60"})
+
+
 async def on_broken_off(_: Request, __: Exception) -> Response:
     """The client went away in the middle of its request: nobody reads this, and nothing was done."""
     return problem(400, "broken-off", "The request ended before its body did.")
@@ -155,6 +161,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Respon
     RequestValidationError: on_invalid,
     HTTPException: on_http_exception,
     UnavailableError: on_unavailable,
+    psycopg.errors.QueryCanceled: on_too_slow,
     psycopg.OperationalError: on_unavailable,
     PoolTimeout: on_unavailable,
     ClientDisconnect: on_broken_off,

@@ -47,7 +47,7 @@ AtLeast = Annotated[
     Query(description="wait, briefly, until the read model has this position of a command's answer"),
 ]
 WAIT_SECONDS = 3.0
-_ENTER = "select set_config('conversas.workspace', %s, %s)"
+_ENTER = "select set_config('conversas.workspace', %s, true)"
 
 
 class CommandAnswer(BaseModel):
@@ -69,8 +69,8 @@ class ReadModelBehindError(UnavailableError):
 async def fetch(request: Request, caller: Caller, query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
     """The rows of ``query``, of the caller's workspace only: row-level security sees to it."""
     async with request.app.state.pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-        async with connection.pipeline():
-            await connection.execute(_ENTER, (str(caller.workspace_id), False))
+        async with connection.pipeline(), connection.transaction():
+            await connection.execute(_ENTER, (str(caller.workspace_id),))
             await cursor.execute(query, values)
         rows: list[dict[str, Any]] = await cursor.fetchall()
         return rows
@@ -80,7 +80,7 @@ async def fetch(request: Request, caller: Caller, query: str, values: Sequence[A
 async def reading(request: Request, caller: Caller) -> AsyncIterator[AsyncConnection[Any]]:
     """A transaction that sees the caller's workspace only, for what takes more than one statement."""
     async with request.app.state.pool.connection() as connection, connection.transaction():
-        await connection.execute(_ENTER, (str(caller.workspace_id), True))
+        await connection.execute(_ENTER, (str(caller.workspace_id),))
         yield connection
 
 

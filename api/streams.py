@@ -224,12 +224,16 @@ def _start(after: int | None, last_event_id: str | None, last: int) -> int:
 _SENT: dict[int | str, dict[str, Any]] = {
     200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }
-RESPONSES = QUERY_PROBLEMS | _SENT
+LASTING: dict[str, Any] = {
+    "status_code": 200,
+    "response_class": EventStream,
+    "response_model": None,
+    "responses": QUERY_PROBLEMS | _SENT,
+}
+"""What the routes of streams have in common."""
 
 
-@router.get(
-    "/events/stream", summary="Follow the log", response_class=EventStream, responses=RESPONSES, response_model=None
-)
+@router.get("/events/stream", summary="Follow the log", **LASTING)
 async def follow_events(
     request: Request,
     caller: Annotated[Caller, needs(Permission.READ_HISTORY, permissions.Scope.ALL)],
@@ -271,9 +275,7 @@ def _envelope(event: RecordedEvent) -> bytes:
 @router.get(
     "/conversations/stream",
     summary="Follow the listing",
-    response_class=EventStream,
-    responses=RESPONSES,
-    response_model=None,
+    **LASTING,
 )
 async def follow_listing(
     request: Request,
@@ -315,9 +317,7 @@ def _fields(filter: Filter) -> set[str]:
 @router.get(
     "/conversations/{id}/stream",
     summary="Watch a conversation",
-    response_class=EventStream,
-    responses=RESPONSES,
-    response_model=None,
+    **LASTING,
 )
 async def watch_conversation(
     id: ConversationId,

@@ -95,8 +95,8 @@ async def _targets(request: Request, caller: Caller) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for sector in sectors:
         queue = pending.get(sector["id"], 0) if _sees_queue(caller, scope, sector["id"]) else None
-        known: dict[str, Any] = {"kind": "sector", "sectors": [], "presence": None, "online": online.count(sector["id"])}
-        found.append(known | sector | {"queue": queue})
+        target = {"kind": "sector", "sectors": [], "presence": None, "queue": queue} | sector
+        found.append(target | {"online": online.count(sector["id"])})
     for agent in agents:
         queue = None if scope is None else in_progress.get(agent["id"], 0)
         found.append({"kind": "agent", "online": None, "queue": queue} | agent)

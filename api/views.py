@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 
 from api import demo
 from api.access import QUERY_PROBLEMS, Commands, answer, command_route, needs
-from api.listing import ConversationView
+from api.listing import ConversationView, ToldElsewhere
 from api.queries import AtLeast, as_json, fetch, wait_for
 from domain.commands import ChangeView, RemoveView, SaveView
 from domain.events import Actor, Fact, Flag, Name, ViewContents
@@ -47,7 +47,7 @@ class ViewForm(Fact):
 
     name: Name
     shared: Annotated[Flag, Field(description="with the workspace; else it is there for you only")] = False
-    filter: Annotated[Filter, AfterValidator(_not_too_long)] = EVERYTHING
+    filter: Annotated[ToldElsewhere, AfterValidator(_not_too_long)] = EVERYTHING
     sort: Sort = Sort.LAST_ACTIVITY
     order: Literal["desc", "asc"] = "desc"
     columns: Annotated[

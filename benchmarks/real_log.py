@@ -30,6 +30,7 @@ class RealLog:
     """A database with the imported log and empty read models."""
 
     conninfo: str
+    path: Path
     source: str
     rows: int
     """Rows of the file, over all workspaces that it was imported into."""
@@ -52,7 +53,7 @@ def real_log(bench: Bench) -> RealLog:
             report = import_file(handler, UUID(int=number + 1), path, "servicenow")
             events, rejected = events + report.events, rejected + report.rejected_count
         sample = watch.sample(events)
-    return RealLog(conninfo, source, (lines - 1) * times, rejected, sample)
+    return RealLog(conninfo, path, source, (lines - 1) * times, rejected, sample)
 
 
 def _source(bench: Bench) -> tuple[Path, int, str]:

@@ -9,7 +9,7 @@ Invariant: leaf i of a workspace is the i-th of its events, without gaps; a hash
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -42,8 +42,11 @@ COLUMNS = (
     *("position", "workspace_id", "stream_type", "stream_id", "version", "topic", "actor_kind", "actor_id", "surface"),
     *("occurred_at", "recorded_at", "request_id", "correlation_id", "causation_id", "schema_version", "data"),
 )
-_IDS = {"workspace_id", "stream_id", "request_id", "correlation_id"}
-SELECTED = ", ".join(f"{name}::text" if name in _IDS else name for name in COLUMNS)
+_SELECTED_AS = {
+    **dict.fromkeys(("workspace_id", "stream_id", "request_id", "correlation_id"), "{}::text"),
+    **dict.fromkeys(("occurred_at", "recorded_at"), "{} at time zone 'UTC'"),
+}
+SELECTED = ", ".join(_SELECTED_AS.get(name, "{}").format(name) for name in COLUMNS)
 """The columns of the log that `envelope` takes, in its order."""
 
 TILES_QUERY = """
@@ -68,12 +71,19 @@ cross join lateral (
     select * from tree_tiles where workspace_id = wanted.id and level = levels.level order by number desc limit 1
 ) last"""
 _SAVE = """
-insert into tree_tiles (workspace_id, level, number, hashes, positions, first_position) values (%s, %s, %s, %s, %s, %s)
+insert into tree_tiles (workspace_id, level, number, hashes, positions, first_position)
+select id, level, number, hashes, positions::bigint[], first_position
+from unnest(%s::uuid[], %s::smallint[], %s::bigint[], %b::bytea[], %s::text[], %s::bigint[])
+    as tile (id, level, number, hashes, positions, first_position)
 on conflict (workspace_id, level, number) do update set hashes = excluded.hashes, positions = excluded.positions"""
 _ORIGINS_QUERY = f"""
 select {SELECTED} from events join unnest(%s::uuid[], %s::uuid[]) as wanted (w, s)
 on workspace_id = w and stream_id = s and version = 1"""
 _KEPT_ORIGINS = 50_000
+
+
+class LogBrokenError(Exception):
+    """The log is not one that this program wrote: the tree stops growing."""
 
 
 class Tile(NamedTuple):
@@ -95,12 +105,13 @@ Tiles = Mapping[Tile, bytes]
 
 def envelope(row: Sequence[Any]) -> Envelope:
     """A row of the log, selected as `SELECTED`, as it goes into the tree."""
-    moments = _moment(row[9]), _moment(row[10])
-    return Envelope._make((*row[:9], *moments, *row[11:15], bytes(row[15])))
+    recorded = _moment(row[10])
+    occurred = recorded if row[9] == row[10] else _moment(row[9])
+    return Envelope._make((*row[:9], occurred, recorded, *row[11:15], bytes(row[15])))
 
 
 def _moment(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="microseconds")
+    return f"{time.isoformat(timespec='microseconds')}+00:00"
 
 
 # Reading
@@ -177,34 +188,42 @@ class _Growing:
     """By level: the number of the last tile, and its hashes."""
     positions: list[int] = field(default_factory=list)
     """Of the last tile of level 0."""
-    changed: dict[Tile, tuple[bytes, list[int] | None]] = field(default_factory=dict)
+    touched: set[int] = field(default_factory=set)
+    """Levels whose last tile has changed."""
+    full: dict[Tile, tuple[bytes, list[int] | None]] = field(default_factory=dict)
+    """Changed tiles that have become full."""
 
-    def append(self, leaf: bytes, position: int) -> None:
-        if len(self.positions) == TILE_WIDTH:
-            self.positions = []
-        self.positions.append(position)
-        self._add(0, leaf)
-        self.size += 1
+    def extend(self, leaves: Sequence[bytes], positions: Sequence[int]) -> None:
+        """Add leaves, given by their hashes, and where in the log their events stand."""
+        at = 0
+        while at < len(leaves):
+            if len(self.positions) == TILE_WIDTH:
+                self.positions = []
+            end = at + TILE_WIDTH - len(self.positions)
+            self.positions += positions[at:end]
+            self._add(0, leaves[at:end])
+            at = end
+        self.size += len(leaves)
 
-    def _add(self, level: int, hash_: bytes) -> None:
+    def _add(self, level: int, added: Sequence[bytes]) -> None:
+        """Add what the last tile of ``level``, or the one after it, has room for."""
         number, hashes = self.edge.get(level, (0, []))
         if len(hashes) == TILE_WIDTH:
             number, hashes = number + 1, []
-        hashes.append(hash_)
+        hashes += added
         self.edge[level] = number, hashes
+        self.touched.add(level)
         if len(hashes) == TILE_WIDTH:
-            self._note(level)
-            self._add(level + 1, _fold(hashes))
+            self.full[Tile(level, number)] = self._tile(level)
+            self._add(level + 1, [_fold(hashes)])
 
-    def _note(self, level: int) -> None:
-        number, hashes = self.edge[level]
-        self.changed[Tile(level, number)] = b"".join(hashes), self.positions if level == 0 else None
+    def _tile(self, level: int) -> tuple[bytes, list[int] | None]:
+        return b"".join(self.edge[level][1]), self.positions if level == 0 else None
 
     def rows(self, workspace_id: str) -> Iterable[tuple[Any, ...]]:
         """The changed tiles as rows."""
-        for level in self.edge:
-            self._note(level)
-        for tile, (hashes, positions) in self.changed.items():
+        last = {Tile(level, self.edge[level][0]): self._tile(level) for level in self.touched}
+        for tile, (hashes, positions) in (self.full | last).items():
             yield workspace_id, *tile, hashes, positions, positions[0] if positions else None
 
 
@@ -226,17 +245,21 @@ class Tree:
             (events[0].position, events[-1].position),
             prepare=True,
             binary=True,
-        )
+        ).fetchall()
         envelopes = [envelope(row) for row in rows]
         lines = [line_of(each) for each in envelopes]
         origins = self._find_origins(connection, envelopes, lines)
         growing = _load_edges(connection, {each.workspace_id for each in envelopes})
+        leaves: dict[str, list[bytes]] = defaultdict(list)
+        positions: dict[str, list[int]] = defaultdict(list)
         for each, line in zip(envelopes, lines, strict=True):
-            tree = growing[each.workspace_id]
-            tag = tag_of(origins[each.workspace_id, each.stream_id], tree.size)
-            tree.append(leaf_hash(tag + digest_of(line)), each.position)
-        with connection.cursor() as cursor:
-            cursor.executemany(_SAVE, [row for id_, tree in growing.items() for row in tree.rows(id_)])
+            id_ = each.workspace_id
+            tag = tag_of(origins[id_, each.stream_id], growing[id_].size + len(leaves[id_]))
+            leaves[id_].append(leaf_hash(tag + digest_of(line)))
+            positions[id_].append(each.position)
+        for id_, tree in growing.items():
+            tree.extend(leaves[id_], positions[id_])
+        _save(connection, [row for id_, tree in growing.items() for row in tree.rows(id_)])
 
     def _find_origins(
         self, connection: psycopg.Connection[Any], envelopes: Sequence[Envelope], lines: Sequence[bytes]
@@ -251,6 +274,8 @@ class Tree:
         lacking = list({key for each in envelopes if (key := (each.workspace_id, each.stream_id)) not in known})
         if lacking:
             known |= load_origins(connection, lacking)
+        if not known.keys() >= set(lacking):
+            raise LogBrokenError(f"streams without their first event, such as {set(lacking) - known.keys()}")
         return known
 
 
@@ -261,6 +286,13 @@ def load_origins(
     values = [stream[0] for stream in streams], [stream[1] for stream in streams]
     firsts = [envelope(row) for row in connection.execute(_ORIGINS_QUERY, values, prepare=True, binary=True)]
     return {(first.workspace_id, first.stream_id): origin_of(line_of(first)) for first in firsts}
+
+
+def _save(connection: psycopg.Connection[Any], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Store changed tiles in one statement. Positions go as text: an array of arrays has rows of one length."""
+    *others, positions, first = map(list, zip(*rows, strict=True))
+    texts = [None if each is None else f"{{{','.join(map(str, each))}}}" for each in positions]
+    connection.execute(_SAVE, (*others, texts, first), prepare=True)
 
 
 def _load_edges(connection: psycopg.Connection[Any], workspaces: Iterable[str]) -> dict[str, _Growing]:

@@ -12,9 +12,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from adapters.kafka_position import Position, PublisherSettings
 from adapters.kafka_publisher import Publisher
+from adapters.kafka_topics import ensure_topics
 from domain.envelope import Metadata, RecordedEvent, Stream, StreamType
 from domain.events import (
     Actor,
@@ -222,6 +224,14 @@ def admin(bootstrap: str) -> Iterator[KafkaAdminClient]:
 def write_position(settings: PublisherSettings, value: bytes) -> None:
     with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as producer:
         producer.send(settings.positions_topic, value, settings.transactional_id.encode()).get(10)
+
+
+def keep_all(settings: PublisherSettings) -> None:
+    """Make the topics, and keep the broker from compacting before the test has looked: what is dated back is due."""
+    ensure_topics(settings)
+    with admin(settings.bootstrap_servers) as client:
+        never = {"min.cleanable.dirty.ratio": "1.0"}
+        client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.latest_topic, configs=never)])
 
 
 def last_position(settings: PublisherSettings) -> Position:

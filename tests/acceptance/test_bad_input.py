@@ -372,14 +372,27 @@ def url_of(route: Route, target: dict[str, str]) -> str:
     return route.url(target.get(route.path.split("/")[2], NOBODY))
 
 
+READING = {"POST /v1/conversations/search", "POST /v1/conversations/counts", "POST /v1/metrics/search"}
+"""Queries whose filter is too long for an address: see `tests/acceptance/test_listing.py`."""
+JOBS = {"POST /v1/bulk", "POST /v1/bulk/{id}/cancel"}
+"""No commands of their own: see `tests/acceptance/test_bulk.py`."""
+HEARTBEATS = {"PUT /v1/presence"}
+"""No events: see `tests/acceptance/test_presence.py`."""
+
+
 def test_every_route_that_changes_something_is_tried_here(api: Api) -> None:
     document = api.read("/openapi.json")
-    commands = {
-        f"{method.upper()} {path}"
-        for path, operations in document["paths"].items()
-        for method in operations
-        if method != "get"
-    }
+    commands = (
+        {
+            f"{method.upper()} {path}"
+            for path, operations in document["paths"].items()
+            for method in operations
+            if method != "get"
+        }
+        - READING
+        - JOBS
+        - HEARTBEATS
+    )
     assert commands == {str(route) for route in ROUTES}
     for route in WITH_BODY:
         body = document["paths"][route.path][route.method.lower()]["requestBody"]["content"]["application/json"]
@@ -506,7 +519,7 @@ def test_text_that_is_hostile_and_yet_legal_comes_back_as_it_was(
         assert (view["contact_name"], view["subject"], view["outcome"]) == (name, text, text)
         assert view["attributes"] == {"k": text}
         assert view["contact_attributes"] == {"a": text, "b": [text]}
-        if name.strip():
+        if any(character.isalnum() for character in name):  # else there is no word to find it by
             found = api.read("/v1/conversations", q=name, limit=500)["items"]
             assert opened.id in [row["id"] for row in found]
 
@@ -776,6 +789,10 @@ def test_other_queries_refuse_nonsense_too(api: Api, path: str) -> None:
             check_problem(answer, 422, "invalid-request")
 
 
+FIRST_PAGE_AT = "2026-01-01T10:00:00+00:00"
+"""The moment of the first page, which a cursor keeps."""
+
+
 def test_a_forged_cursor_is_refused_or_grants_nothing(api: Api) -> None:
     import base64  # noqa: PLC0415  # only this test forges
 
@@ -799,20 +816,24 @@ def test_a_forged_cursor_is_refused_or_grants_nothing(api: Api) -> None:
     ]
     for time in times:
         for order in ("asc", "desc"):
-            cursor = forge("last_activity_at", order, time, NOBODY)
+            cursor = forge("last_activity_at", order, time, NOBODY, FIRST_PAGE_AT)
             check_problem(api.get(C, params={"cursor": cursor, "order": order}), 422, "invalid-request")
     for rank in ("infinity", "4", "-1", "2026-01-01 10:00:00+00", "", "9" * 30):
-        cursor = forge("priority", "desc", rank, NOBODY)
+        cursor = forge("priority", "desc", rank, NOBODY, FIRST_PAGE_AT)
         check_problem(api.get(C, params={"cursor": cursor, "sort": "priority"}), 422, "invalid-request")
     for parts in (
         ("last_activity_at",),
-        ("last_activity_at", "desc", "infinity", "x"),
-        (1, 2, 3, 4),
-        ({}, [], None, True),
+        ("last_activity_at", "desc", "2026-01-01 10:00:00+00", "x", FIRST_PAGE_AT),
+        ("last_activity_at", "desc", "2026-01-01 10:00:00+00", NOBODY),
+        ("last_activity_at", "desc", "2026-01-01 10:00:00+00", NOBODY, "now"),
+        ("last_activity_at", "desc", "infinity", NOBODY, FIRST_PAGE_AT),
+        (1, 2, 3, 4, 5),
+        ({}, [], None, True, 1.5),
     ):
         check_problem(api.get(C, params={"cursor": forge(*parts)}), 422, "invalid-request")
-    for time in ("infinity", "-infinity", "2026-01-01 10:00:00+00", "2026-01-01 10:00:00.5+00"):
-        assert api.get(C, params={"cursor": forge("last_activity_at", "desc", time, NOBODY)}).status_code == 200
+    for time in ("2026-01-01 10:00:00+00", "2026-01-01 10:00:00.5+00"):
+        harmless = forge("last_activity_at", "desc", time, NOBODY, FIRST_PAGE_AT)
+        assert api.get(C, params={"cursor": harmless}).status_code == 200
 
 
 def test_times_at_the_ends_of_the_calendar_are_times(api: Api) -> None:
@@ -1026,5 +1047,6 @@ def test_every_domain_error_has_a_code_of_its_own() -> None:
 def test_after_all_this_the_service_is_as_ready_as_before(api: Api) -> None:
     ready = api.read("/readyz")
     assert (ready["ready"], ready["reason"]) == (True, None)
-    assert [projection["halted"] for projection in ready["projections"].values()] == [None] * 3
+    assert ready["projections"]
+    assert not any(projection["halted"] for projection in ready["projections"].values())
     assert uuid4().hex not in str(ready)

@@ -187,8 +187,8 @@ async def call(app: FastAPI, asked: Asked, token: str) -> tuple[int, str]:
     async def receive() -> Any:
         if messages:
             return messages.pop()
-        await asyncio.Event().wait()
-        return None
+        await asyncio.sleep(STREAM_SECONDS if is_stream(asked.template) else 30)
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         nonlocal status, answered
@@ -201,11 +201,8 @@ async def call(app: FastAPI, asked: Asked, token: str) -> tuple[int, str]:
     scope |= {"method": asked.method.upper(), "path": path, "raw_path": path.encode(), "root_path": ""}
     scope |= {"query_string": query.encode(), "headers": headers, "client": ("127.0.0.1", 1), "scheme": "http"}
     scope |= {"server": ("conversas", 80), "state": {}}
-    try:
-        async with asyncio.timeout(STREAM_SECONDS if is_stream(asked.template) else 30):
-            await app(scope, receive, send)
-    except TimeoutError:
-        assert is_stream(asked.template), asked
+    async with asyncio.timeout(30):
+        await app(scope, receive, send)
     return status, answered.decode()
 
 
@@ -310,7 +307,8 @@ def _of_one(method: str, template: str, operation: dict[str, Any], ids: list[str
             if parameter["in"] == "path":
                 path = path_with(template, operation, {name: id_})
                 yield Asked(method, template, path, example)
-                yield Asked(method, template, path, example, headers)
+                if headers:
+                    yield Asked(method, template, path, example, headers)
             elif parameter["in"] == "query":
                 values = [id_] if name != "filter" else [json.dumps(a_filter(id_))]
                 yield from (Asked(method, template, f"{plain}?{urlencode({name: value})}") for value in values)
@@ -370,6 +368,11 @@ class Attack:
         async def work() -> None:
             self._ever_sent |= asked.sent
             status, answered = await call(self._app, asked, TOKEN_A)
+            for _ in range(1_000):
+                if status != 503:  # too many of its kind at a time: come again
+                    break
+                await asyncio.sleep(0.02)
+                status, answered = await call(self._app, asked, TOKEN_A)
             route = f"{asked.method} {asked.template}"
             self.found.asked[route] += 1
             if status >= 500:
@@ -557,7 +560,9 @@ def test_without_row_level_security_and_conditions_the_bytes_of_the_other_worksp
             for (table,) in tables:
                 connection.execute(f"alter table {table} disable row level security")
         drop_own_conditions(monkeypatch)
-        return await read_everything(app, database, ids[:12], names)
+        few = [str(in_b(name)) for name in ("conversation pending", "contact", "sector", "agent", "token")]
+        assert set(few) <= set(ids)
+        return await read_everything(app, database, few, names)
 
     found = on_two_workspaces(two_workspaces, scenario)
     assert set(found.leaks) >= LEAKING, LEAKING - set(found.leaks)

@@ -27,7 +27,9 @@ def recorded_presence(conversation: Any) -> str | None:
 
 
 def test_an_agent_of_whom_nothing_was_heard_is_offline(api: Client) -> None:
-    assert presence_of(api, str(demo.ADMIN)) == "offline"
+    agent = api.ok("POST", "/v1/agents", {"name": "Calada"})
+    api.read("/v1/transfer-targets", at_least=agent["position"])
+    assert presence_of(api, agent["id"]) == "offline"
 
 
 def test_what_an_agent_says_is_seen_by_all_in_the_workspace(api: Client, bia: Client) -> None:

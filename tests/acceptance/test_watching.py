@@ -58,6 +58,17 @@ def test_what_is_read_is_recorded_before_it_is_told(
     assert [each["request_id"] for each in recorded] == [answer.headers["request-id"]]
 
 
+def test_who_reads_of_a_contact_is_recorded(api: Client, supervisor: Client) -> None:
+    me = supervisor.read("/v1/me")["actor"]["id"]
+    contact = api.ok("POST", "/v1/contacts", {"name": "Lida por alguém"})
+    supervisor.read(f"/v1/contacts/{contact['id']}", at_least=contact["position"])
+    supervisor.read(f"/v1/contacts/{contact['id']}/timeline")
+    found = api.items("/v1/accesses", contact=contact["id"])
+    assert [(each["actor"]["id"], each["what"], each["conversation_id"]) for each in found] == [
+        (me, "contact", None)
+    ] * 2
+
+
 def test_who_reads_their_own_is_not_recorded(api: Client, bia: Client, a_conversation_in_progress: Any) -> None:
     a_conversation_in_progress.view()
     a_conversation_in_progress.messages(by=bia)

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import jsonschema_rs
 import pytest
-from starlette.applications import Starlette
+from fastapi import FastAPI
 
 from adapters.schemas import CONVERSATION_EVENTS, STATE_TYPE, document, schemas
 from api import asyncapi
@@ -134,7 +134,9 @@ class Client:
     """Asks the application, in this process."""
 
     def __init__(self) -> None:
-        self._transport = httpx.ASGITransport(Starlette(routes=asyncapi.install(SETTINGS).routes))
+        application = FastAPI()
+        application.include_router(asyncapi.install(SETTINGS))
+        self._transport = httpx.ASGITransport(application)
 
     def get(self, path: str) -> httpx.Response:
         return asyncio.run(self._get(path))

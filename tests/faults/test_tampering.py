@@ -29,12 +29,12 @@ from adapters.checkpoints import SigningKey, VerifierKey
 from adapters.command_handler import CommandHandler, Request
 from adapters.event_log import COLUMNS, EventRow, append, event_row
 from adapters.projector import Projector, create_missing
-from domain.commands import AddNote, Assume, Command
+from domain.commands import AddNote, Command
 from domain.envelope import Stream
 from domain.events import Surface
 from domain.leaves import digest_of, envelope_of, origin_of, tag_of
 from domain.merkle import Frontier
-from projections.tree import Tree
+from projections.tree import LogBrokenError, Tree
 
 pytestmark = pytest.mark.faults
 
@@ -254,7 +254,7 @@ def hide_from_the_first_on(log: Log, chance: random.Random, name: str) -> bytes:
     """The whole conversation hidden, and another one shown in its place."""
     other = chance.choice([each for each in log.bundles if each.startswith("conversation") and each != name])
     lines, theirs = split(log, name), split(log, other)
-    return b"".join([lines[0], *theirs[1:]]) if name != "whole" else b"".join([lines[0], *theirs[1:]])
+    return b"".join([lines[0], *theirs[1:]])
 
 
 def put_another_checkpoint(log: Log, chance: random.Random, name: str) -> bytes:
@@ -476,7 +476,10 @@ def tampered_logs(log: Log, change: Change, count: int) -> Iterator[bytes]:
             continue
         with tampered(log, rows):
             if is_rebuilt:
-                log.build_tree()
+                try:
+                    log.build_tree()
+                except LogBrokenError:
+                    continue  # it shows itself before there is a bundle
             yield log.export(chance.choice([None, None, rows[0].stream_id]))
 
 
@@ -530,7 +533,7 @@ def test_a_bundle_of_a_conversation_shows_nothing_of_the_others(log: Log) -> Non
     raw, of = log.bundles["conversation 1"], str(log.conversations[1])
     assert of.encode() in raw
     for row in ours(log):
-        if str(row.stream_id) != of:
+        if row.stream_id not in {log.conversations[1], CONTACT}:  # the conversation names its contact
             assert str(row.stream_id).encode() not in raw
             assert str(row.request_id).encode() not in raw
     hidden = [base64.b64decode(line[1:-2]) for line in split(log, "conversation 1") if line.startswith(b'"')]
@@ -554,7 +557,7 @@ class Agreeable(Frontier):
 
 
 BROKEN: dict[str, tuple[Any, str, Any, Mutation]] = {
-    "does not compare the root": (bundle, "Frontier", Agreeable, change_an_event),
+    "does not compare the root": (bundle, "Frontier", Agreeable, lambda log, *_: change_a_note(log)),
     "does not check the signature": (
         checkpoints.VerifierKey,
         "has_signed",
@@ -579,6 +582,13 @@ BROKEN: dict[str, tuple[Any, str, Any, Mutation]] = {
 }
 
 
+def change_a_note(log: Log) -> bytes:
+    lines = split(log, "whole")
+    found = envelope_of(lines[-1][:-1])
+    lines[-1] = bundle.line_of(found._replace(actor_id="somebody else")) + b"\n"
+    return b"".join(lines)
+
+
 def hide_the_last(log: Log) -> bytes:
     lines = split(log, "conversation 2")
     at = shown(lines)[-1]
@@ -597,10 +607,9 @@ def test_canary_a_verifier_that_is_less_careful_misses_it(log: Log, how: str, mo
     assert not log.is_found(spoilt, log.kept[1])
 
 
-@pytest.mark.parametrize("change", OF_LOGS, ids=name_of)
+@pytest.mark.parametrize("change", [each for each in OF_LOGS if each is not delete_a_row], ids=name_of)
 def test_canary_without_an_earlier_checkpoint_the_log_s_own_key_could_rewrite_the_past(
     log: Log, change: Change
 ) -> None:
-    """Where what was rewritten is gapless and in order; what is not gives itself away."""
-    missed = [not log.is_found(each, None) for each in tampered_logs(log, change, 12)]
-    assert any(missed) is (change not in {swap_rows}) or change in {delete_a_row, insert_a_row, swap_rows}
+    """All but a gap, which gives itself away."""
+    assert not all(log.is_found(each, None) for each in tampered_logs(log, change, 40))

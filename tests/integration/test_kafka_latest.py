@@ -18,6 +18,7 @@ from feed import (
     consumed,
     history,
     id_of,
+    keep_all,
     live,
     make_settings,
     publish,
@@ -45,7 +46,9 @@ HALF = 200
 
 @pytest.fixture
 def settings(kafka_bootstrap: str) -> PublisherSettings:
-    return make_settings(kafka_bootstrap)
+    found = make_settings(kafka_bootstrap)
+    keep_all(found)
+    return found
 
 
 def compacted(settings: PublisherSettings) -> dict[str, Any]:

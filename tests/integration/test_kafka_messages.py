@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+import psycopg
 import pytest
-from feed import SPACE, consumed, history, id_of, make_settings, publish, text_headers
+from feed import SPACE, consumed, history, id_of, keep_all, make_settings, publish, text_headers
+from psycopg.conninfo import make_conninfo
 
 from adapters.schemas import CONVERSATION_EVENTS, STATE_TYPE
 from api import asyncapi
@@ -61,7 +63,11 @@ def messages(kafka_bootstrap: str, postgres_url: str) -> list[Message]:
     settings = make_settings(
         kafka_bootstrap, schema_base=asyncapi.schema_base(API), schema_suffix=asyncapi.SCHEMA_SUFFIX
     )
-    publish(every_event(), postgres_url.replace("dbname=postgres", "dbname=template_conversas"), settings)
+    keep_all(settings)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("create database messages template template_conversas")
+        publish(every_event(), make_conninfo(postgres_url, dbname="messages"), settings)
+        connection.execute("drop database messages with (force)")
     found = []
     for channel, topic in (("events", settings.events_topic), ("latest", settings.latest_topic)):
         for record in consumed(settings.bootstrap_servers, topic):

@@ -55,6 +55,7 @@ from adapters.kafka_publisher import (
     StartRefusedError,
 )
 from adapters.kafka_status import STATUS_QUERY, Publishers
+from adapters.postgres import Role
 from adapters.watchdog import WATCHDOG_EXIT_CODE, Watchdog
 from domain.commands import RegisterContact
 from domain.envelope import Stream, StreamType
@@ -105,6 +106,7 @@ def test_every_event_of_a_conversation_arrives_once_and_in_order(database: str, 
 def told(database: str) -> dict[str, Any]:
     """The metrics as the API finds them."""
     with psycopg.connect(database, row_factory=dict_row) as connection:
+        connection.execute(f"set role {Role.ACCESS}".encode())
         rows = connection.execute(STATUS_QUERY).fetchall()
     samples = [sample for family in Publishers(rows).collect() for sample in family.samples]
     return {sample.name.removeprefix("conversas_"): sample.value for sample in samples}

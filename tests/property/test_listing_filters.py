@@ -515,6 +515,19 @@ def test_every_sort_both_ways_is_the_naive_order_on_pages_of_every_size(
         assert world.walked(caller(workspace), Page(sort=sort, descending=descending, limit=limit, now=NOW)) == expected
 
 
+def test_a_count_goes_no_further_than_one_beyond_its_limit_unless_it_is_exact(
+    world: World, told: tuple[UUID, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, rows = told
+    monkeypatch.setattr(listing_query, "COUNTED_TO", 3)
+    for exact in (False, True):
+        found = world.rows(*counts(caller(workspace), FILTER.validate_python({"and": []}), exact=exact))
+        for status, count in ((row["status"], row["count"]) for row in found):
+            there = sum(row["status"] == status for row in rows)
+            assert count == (there if exact else min(4, there))
+    assert max(row["count"] for row in found) > 4
+
+
 def test_the_comparison_notices_a_null_that_leaks_through_a_negation(
     world: World, told: tuple[UUID, list[Row]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

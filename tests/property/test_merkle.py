@@ -8,7 +8,6 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymerkle import InmemoryTree, verify_consistency, verify_inclusion
-from pymerkle.proof import ConsistencyProof, InclusionProof
 
 from domain.merkle import (
     EMPTY_ROOT,
@@ -56,7 +55,7 @@ class Stored:
 def theirs(leaves: list[bytes]) -> InmemoryTree:
     tree = InmemoryTree(algorithm="sha256")
     for leaf in leaves:
-        tree.append_entry(leaf)
+        tree.append(leaf)
     return tree
 
 
@@ -65,7 +64,7 @@ def test_the_root_is_the_definition_s_and_pymerkle_s(leaves: list[bytes]) -> Non
     tree = Frontier()
     for leaf in leaves:
         tree.append(leaf_hash(leaf))
-    assert tree.root() == Stored(leaves).root(len(leaves)) == theirs(leaves).get_root()
+    assert tree.root() == Stored(leaves).root(len(leaves)) == theirs(leaves).get_state()
 
 
 @given(LEAVES.filter(bool), st.data())
@@ -79,7 +78,6 @@ def test_inclusion_proofs_are_pymerkle_s_and_each_verifies_the_other_s(
     leaf, root = stored.hashes[index], stored.root(size)
     assert is_included(leaf, index, size, path, root)
     proof = theirs(leaves).prove_inclusion(index + 1, size)  # counts from 1
-    assert isinstance(proof, InclusionProof)
     assert sorted(proof.path) == sorted([leaf, *path])
     verify_inclusion(leaf, root, proof)
 
@@ -95,7 +93,6 @@ def test_what_our_consistency_proofs_say_pymerkle_s_say_of_the_same_roots(
     roots = stored.root(first), stored.root(second)
     assert is_consistent(first, roots[0], second, roots[1], path)
     proof = theirs(leaves).prove_consistency(first, second)
-    assert isinstance(proof, ConsistencyProof)
     verify_consistency(*roots, proof)
 
 
@@ -131,8 +128,8 @@ def kept(count: int, cuts: list[int]) -> tuple[dict[Tile, bytes], list[int], _Gr
     positions: dict[int, list[int]] = {}
     growing, start = _Growing(), 0
     for end in sorted({*cuts, count}):
-        for number in range(start, end):
-            growing.append(leaf_hash(str(number).encode()), 3 * number + 1)
+        numbers = range(start, end)
+        growing.extend([leaf_hash(str(number).encode()) for number in numbers], [3 * number + 1 for number in numbers])
         for _, level, number, hashes, places, first in growing.rows(str(UUID(int=1))):
             tiles[Tile(level, number)] = hashes
             if level == 0:
