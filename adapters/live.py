@@ -123,7 +123,7 @@ class LogTopic:
         message = self.encode(event)
         owner = self.standing.owner if self.standing else None
         for subscriber in self.subscribers:
-            if not may(subscriber.caller, Permission.VIEW, owner):
+            if self.conversation_id is not None and not may(subscriber.caller, Permission.VIEW, owner):
                 subscriber.end("out-of-scope")
             elif message and may(subscriber.caller, self.permission, owner):
                 subscriber.tell(message)

@@ -201,7 +201,7 @@ def _pool(database_url: str, role: Role, size: int) -> AsyncConnectionPool[Any]:
 
 async def _discard_interrupted(connection: AsyncConnection[Any]) -> None:
     """Close a connection whose pipeline a cancelled request left open: the pool makes another."""
-    if connection.pgconn.pipeline_status is not PipelineStatus.OFF:
+    if connection.pgconn.pipeline_status != PipelineStatus.OFF:
         await connection.close()
 
 

@@ -8,10 +8,14 @@ Invariant: no cell that a person could have written begins like a formula; a row
 
 import csv
 import io
+import re
+import unicodedata
+from collections import Counter as Tally
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -32,9 +36,11 @@ COLUMNS = tuple(ConversationView.model_fields)
 """The columns of a CSV, in order: those of the listing."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """What a spreadsheet takes for the beginning of a formula, or drops before it looks."""
+_UNSEEN = " \u00a0\u200b\u200c\u200d\u2060\ufeff"
+_AFTER_A_SEPARATOR = re.compile(rf"([;\t\r\n][{_UNSEEN}]*)(?=[=+@\uff1d\uff0b\uff20-])")
 BETWEEN = " | "
 """What stands between the values of a list in one cell."""
-AT_ONCE = 2
+AT_ONCE = 3
 ROWS_AT_ONCE = 500
 _LIMITS = "set local statement_timeout = '60s'; set local idle_in_transaction_session_timeout = '60s'"
 """For the sort that may come before the first row, and for a client that reads slowly."""
@@ -80,8 +86,9 @@ async def export_conversations(
     """All conversations that you may see and export and that fit the filters: the columns of the listing, in its order.
 
     In CSV (UTF-8, RFC 4180) the values of a list stand in one cell, with ` | ` between them, and attributes as JSON.
-    A text that begins like a formula (`=`, `+`, `-`, `@`, tab, line end) has an apostrophe before it. NDJSON holds
-    one conversation a line, exactly as the listing shows it. An export that breaks off has not sent its last chunk.
+    A text that begins like a formula (`=`, `+`, `-`, `@`, tab, line end), or would behind a `;`, has an apostrophe
+    there. NDJSON holds one conversation a line, exactly as the listing shows it. An export that breaks off has not sent
+    its last chunk.
     """
     require(caller, Permission.VIEW)
     asked = Page(
@@ -116,7 +123,7 @@ async def _written(
     request: Request, caller: Caller, asked: Page, write: Callable[[Rows], bytes]
 ) -> AsyncGenerator[bytes]:
     """The rows, so many at a time; a first part comes always, if need be an empty one."""
-    async with _one_of_few(), reading(request, caller) as connection:
+    async with _one_of_few(caller.workspace_id), reading(request, caller) as connection:
         await connection.execute(_LIMITS)
         found = 0
         for statement in pages(caller, asked):
@@ -129,20 +136,21 @@ async def _written(
             yield b""
 
 
-_under_way = 0
+_under_way: Tally[UUID] = Tally()
 
 
 @asynccontextmanager
-async def _one_of_few() -> AsyncIterator[None]:
-    """Exports hold a connection for long: enough must be left for everybody else."""
-    global _under_way  # noqa: PLW0603  # one event loop per process
-    if _under_way >= AT_ONCE:
-        raise TooManyExportsError(f"{AT_ONCE} exports are under way here; come again when one is done.")
-    _under_way += 1
+async def _one_of_few(workspace_id: UUID) -> AsyncIterator[None]:
+    """Exports hold a connection for long: enough must be left for everybody else, and for other workspaces' exports."""
+    if _under_way[workspace_id]:
+        raise TooManyExportsError("An export of your workspace is under way here; come again when it is done.")
+    if _under_way.total() >= AT_ONCE:
+        raise TooManyExportsError("Too many exports are under way here; come again when one is done.")
+    _under_way[workspace_id] += 1
     try:
         yield
     finally:
-        _under_way -= 1
+        del _under_way[workspace_id]
 
 
 def _as_ndjson(rows: Rows) -> bytes:
@@ -151,7 +159,7 @@ def _as_ndjson(rows: Rows) -> bytes:
 
 def _as_csv(rows: Rows) -> bytes:
     text = io.StringIO()
-    csv.writer(text, quoting=csv.QUOTE_MINIMAL, lineterminator="\r\n").writerows(
+    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(
         [cell(row[column]) for column in COLUMNS] for row in rows
     )
     return text.getvalue().encode()
@@ -177,4 +185,12 @@ def cell(value: Any) -> Any:
 
 
 def _harmless(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
+    """``text`` with an apostrophe before whatever a spreadsheet may take for a formula.
+
+    That is its beginning, also behind blanks or as a look-alike character, and what follows a `;` or tab: where those
+    separate cells, as in Brazil, a part of a text begins one.
+    """
+    bare = unicodedata.normalize("NFKC", text).lstrip(_UNSEEN)
+    if text.startswith(FORMULA) or bare.startswith(FORMULA):
+        text = f"'{text}"
+    return _AFTER_A_SEPARATOR.sub(r"\1'", text)

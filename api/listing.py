@@ -514,8 +514,9 @@ async def get_messages(
     statement = recording(
         access,
         "select version, topic, data, occurred_at, recorded_at from events where workspace_id = %s and stream_id = %s"
-        " and version > %s and topic = any(%s) order by version limit %s",
-        (caller.workspace_id, id, *after, list(_DIRECTIONS), limit + 1),
+        " and version > %s and version <= %s and topic = any(%s) order by version limit %s",
+        # No further than the row by which it is visible: what came later may be out of scope.
+        (caller.workspace_id, id, *after, conversation["version"], list(_DIRECTIONS), limit + 1),
     )
     rows = await fetch(request, caller, *statement)
     items = [_message(row) for row in rows[:limit]]
@@ -555,6 +556,7 @@ async def get_history(
 ) -> Response:
     """Everything that happened to the conversation, oldest first, and how it stood after each event."""
     await wait_for(request, "history", at_least)
+    await wait_for(request, "listing", at_least)
     conversation = await _visible(request, caller, id)
     if not may(caller, Permission.READ_HISTORY, owner_of(conversation)):
         raise PermissionDeniedError(f"This needs the permission '{Permission.READ_HISTORY}' for this conversation.")
@@ -563,8 +565,8 @@ async def get_history(
     statement = recording(
         access,
         f"select {', '.join(HISTORY_COLUMNS)} from history"
-        " where workspace_id = %s and stream_id = %s and version > %s order by version limit %s",
-        (caller.workspace_id, id, *after, limit + 1),
+        " where workspace_id = %s and stream_id = %s and version > %s and version <= %s order by version limit %s",
+        (caller.workspace_id, id, *after, conversation["version"], limit + 1),
     )
     rows = await fetch(request, caller, *statement)
     more = len(rows) > limit

@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     bulk_keep_days: Annotated[
         int, Field(ge=1, le=3_650, description="days for which the results of a bulk action are kept after its end")
     ] = 30
-    read_connections: Annotated[int, Field(ge=1, le=100, description="database connections for queries")] = 4
+    read_connections: Annotated[int, Field(ge=1, le=100, description="database connections for queries")] = 6
     token_cache_seconds: Annotated[
         float, Field(ge=0, le=5, description="how long a token's rights are remembered: a revocation takes so long")
     ] = 2.0

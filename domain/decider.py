@@ -122,6 +122,9 @@ def authorize(command: Command, state: State | None, caller: Caller, known: Know
     granted = _granted(command, known)
     if granted is not None and not within(granted, caller.grants):
         raise PermissionDeniedError("You may not grant more than you were granted.")
+    if granted is not None and isinstance(command, IssueToken) and not _reaches_all(command, granted, caller):
+        msg = "A token for somebody else reaches what is theirs: that takes each of its permissions for all."
+        raise PermissionDeniedError(msg)
     if isinstance(command, FinalizeAutomatically) and caller.actor.kind in {ActorKind.AGENT, ActorKind.CONTACT}:
         msg = "Only bots, integrations and the system finalize automatically; finalize from the inbox or the listing."
         raise PermissionDeniedError(msg)
@@ -132,6 +135,11 @@ def authorize(command: Command, state: State | None, caller: Caller, known: Know
     if isinstance(command, SendMessage | AddNote) and in_own_name_only and command.author != caller.actor:
         msg = "You may write in your own name only."
         raise PermissionDeniedError(msg)
+
+
+def _reaches_all(command: IssueToken, granted: Grants, caller: Caller) -> bool:
+    """Whether nothing that the token lets its holder do is out of the caller's reach: own is not everybody's own."""
+    return command.actor == caller.actor or all(caller.scope(permission) is Scope.ALL for permission in granted)
 
 
 def _reaches(caller: Caller, command: ChangeContactDetails, state: Contact | None, known: Known) -> bool:

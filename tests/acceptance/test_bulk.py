@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -384,16 +384,16 @@ def test_an_id_of_ones_own_choice_is_taken_once(api: Api, bia: Api, a_pending_co
         {"action": "finalize", "on": {}},
         {"action": "finalize", "on": {"ids": []}},
         {"action": "finalize", "on": {"ids": ["x"]}},
-        {"action": "finalize", "on": {"ids": [str(uuid4()) for _ in range(10_001)]}},
+        {"action": "finalize", "on": {"ids": [str(UUID(int=number)) for number in range(10_001)]}},
         {"action": "finalize", "on": {"filter": condition("nonsense", 1)}},
         {"action": "finalize", "on": {"filter": condition("status", "nonsense")}},
-        {"action": "finalize", "on": {"ids": [str(uuid4())], "filter": condition("status", "pending")}},
-        {"action": "erase", "on": {"ids": [str(uuid4())]}},
-        {"action": "transfer", "on": {"ids": [str(uuid4())]}},
-        {"action": "transfer", "parameters": {}, "on": {"ids": [str(uuid4())]}},
-        {"action": "add-label", "parameters": {"label": "É isso"}, "on": {"ids": [str(uuid4())]}},
-        {"action": "finalize", "parameters": {"surface": "inbox"}, "on": {"ids": [str(uuid4())]}},
-        {"action": "finalize", "on": {"ids": [str(uuid4())]}, "dry_run": "perhaps"},
+        {"action": "finalize", "on": {"ids": [str(UUID(int=1))], "filter": condition("status", "pending")}},
+        {"action": "erase", "on": {"ids": [str(UUID(int=1))]}},
+        {"action": "transfer", "on": {"ids": [str(UUID(int=1))]}},
+        {"action": "transfer", "parameters": {}, "on": {"ids": [str(UUID(int=1))]}},
+        {"action": "add-label", "parameters": {"label": "É isso"}, "on": {"ids": [str(UUID(int=1))]}},
+        {"action": "finalize", "parameters": {"surface": "inbox"}, "on": {"ids": [str(UUID(int=1))]}},
+        {"action": "finalize", "on": {"ids": [str(UUID(int=1))]}, "dry_run": "perhaps"},
     ],
     ids=lambda body: str(body)[:60],
 )

@@ -268,6 +268,16 @@ def test_nobody_grants_more_than_they_were_granted(world: Known) -> None:
         assert answer(DefineRole(name="x", grants=held), None, caller(held), world) == "permitted"
 
 
+def test_a_token_for_somebody_else_takes_the_reach_to_what_is_theirs(world: Known) -> None:
+    own = {Permission.MANAGE_TOKENS: Scope.ALL, Permission.VIEW: Scope.OWN}
+    known = replace(world, roles={role_id("night"): Role(name="night", grants={Permission.VIEW: Scope.OWN})})
+    token = IssueToken(name="x", secret_sha256="a" * 64, actor=CRM, role="night")
+    assert answer(token, None, caller(own), known) == "permission-denied"
+    assert answer(token, None, caller(own | {Permission.VIEW: Scope.ALL}), known) == "permitted"
+    himself = caller(own)
+    assert answer(token.model_copy(update={"actor": himself.actor}), None, himself, known) == "permitted"
+
+
 def test_a_role_must_be_built_in_or_defined(world: Known) -> None:
     admin = caller_with_role("admin")
     known = replace(world, roles={role_id("night"): Role(name="night", grants={Permission.VIEW: Scope.OWN})})
