@@ -142,15 +142,13 @@ _under_way: Tally[UUID] = Tally()
 @asynccontextmanager
 async def _one_of_few(workspace_id: UUID) -> AsyncIterator[None]:
     """Exports hold a connection for long: enough must be left for everybody else, and for other workspaces' exports."""
-    if _under_way[workspace_id]:
-        raise TooManyExportsError("An export of your workspace is under way here; come again when it is done.")
-    if _under_way.total() >= AT_ONCE:
+    if _under_way[workspace_id] >= AT_ONCE - 1 or _under_way.total() >= AT_ONCE:
         raise TooManyExportsError("Too many exports are under way here; come again when one is done.")
     _under_way[workspace_id] += 1
     try:
         yield
     finally:
-        del _under_way[workspace_id]
+        _under_way[workspace_id] -= 1
 
 
 def _as_ndjson(rows: Rows) -> bytes:

@@ -20,6 +20,7 @@ from api import demo
 from api.access import COMMAND_PROBLEMS, QUERY_PROBLEMS, needs
 from api.history import HistoryPage, entry
 from api.queries import (
+    MAX_POSITION,
     AtLeast,
     Cursor,
     Limit,
@@ -45,7 +46,7 @@ from domain.events import (
     Slug,
     Status,
 )
-from domain.permissions import Caller, Permission, may
+from domain.permissions import Caller, Permission, Scope, may
 from projections.filters import (
     ATTRIBUTES,
     EVERYTHING,
@@ -515,13 +516,21 @@ async def get_messages(
         access,
         "select version, topic, data, occurred_at, recorded_at from events where workspace_id = %s and stream_id = %s"
         " and version > %s and version <= %s and topic = any(%s) order by version limit %s",
-        # No further than the row by which it is visible: what came later may be out of scope.
-        (caller.workspace_id, id, *after, conversation["version"], list(_DIRECTIONS), limit + 1),
+        (caller.workspace_id, id, *after, _until(caller, conversation), list(_DIRECTIONS), limit + 1),
     )
     rows = await fetch(request, caller, *statement)
     items = [_message(row) for row in rows[:limit]]
     more = len(rows) > limit
     return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})
+
+
+def _until(caller: Caller, conversation: dict[str, Any]) -> int:
+    """The last version that ``caller`` may read: where their view ends somewhere, that of the row by which it is seen.
+
+    What came later, and the listing does not show yet, may be out of their scope.
+    """
+    version: int = conversation["version"]
+    return MAX_POSITION if caller.scope(Permission.VIEW) is Scope.ALL else version
 
 
 def _message(row: dict[str, Any]) -> dict[str, Any]:
@@ -556,7 +565,6 @@ async def get_history(
 ) -> Response:
     """Everything that happened to the conversation, oldest first, and how it stood after each event."""
     await wait_for(request, "history", at_least)
-    await wait_for(request, "listing", at_least)
     conversation = await _visible(request, caller, id)
     if not may(caller, Permission.READ_HISTORY, owner_of(conversation)):
         raise PermissionDeniedError(f"This needs the permission '{Permission.READ_HISTORY}' for this conversation.")
@@ -566,7 +574,7 @@ async def get_history(
         access,
         f"select {', '.join(HISTORY_COLUMNS)} from history"
         " where workspace_id = %s and stream_id = %s and version > %s and version <= %s order by version limit %s",
-        (caller.workspace_id, id, *after, conversation["version"], limit + 1),
+        (caller.workspace_id, id, *after, _until(caller, conversation), limit + 1),
     )
     rows = await fetch(request, caller, *statement)
     more = len(rows) > limit

@@ -86,7 +86,7 @@ def test_it_says_where_to_look_stops_cleanly_and_carries_on_with_the_same_data(t
         assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     with running(tmp_path / "data", port) as (_, printed):
         assert "there already" in printed
-        assert first_conversation(port).json() == seen
+        assert first_conversation(port).json()["items"] == seen["items"]
 
 
 def test_a_part_that_is_killed_is_started_anew_and_none_outlives_the_supervisor(tmp_path: Path) -> None:

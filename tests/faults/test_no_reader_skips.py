@@ -233,6 +233,7 @@ def test_every_reader_sees_exactly_what_is_committed(database: str, tmp_path: Pa
 
 def test_canary_without_the_lock_readers_skip(database: str, tmp_path: Path) -> None:
     query(database, "create sequence canary start 100")
+    query(database, "grant usage on sequence canary to conversas_writer")
     run("unlocked", database, tmp_path, 8_000)
     with pytest.raises(AssertionError, match="skipped"):
         assert_seen_is_committed(database, tmp_path)
