@@ -202,7 +202,10 @@ def test_a_row_that_was_there_before_leaves_the_scope(bia: Client, a_pending_con
     a_pending_conversation.view()
     with listening(bia, LISTING, filter='{"field": "messages", "operator": "greater", "value": 0}') as listing:
         a_pending_conversation.do("transfer", {"sector_id": VENDAS})
-        assert changes([listing.next()]) == [("leave", a_pending_conversation.id)]
+        told = changes([listing.next()])
+        if told == [("upsert", a_pending_conversation.id)]:  # its message, which the reader had not seen before
+            told = changes([listing.next()])
+        assert told == [("leave", a_pending_conversation.id)]
 
 
 def test_streams_of_another_workspace_hear_nothing(stranger: Client, open_conversation: Any) -> None:
