@@ -38,7 +38,13 @@ def working(connect: Callable[[str], Client], secret: str) -> Client:
 
 
 def listed(api: Client, id_: str) -> dict[str, Any]:
-    return next(token for token in api.read("/v1/tokens")["items"] if token["id"] == id_)
+    """The token as it is listed, once the directory has it."""
+    deadline = time.monotonic() + 15
+    while True:
+        found = [token for token in api.read("/v1/tokens")["items"] if token["id"] == id_]
+        if found or time.monotonic() > deadline:
+            return dict(found[0])
+        time.sleep(0.05)
 
 
 # Narrowed
