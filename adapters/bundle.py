@@ -9,6 +9,7 @@ Invariant: a bundle whose every byte is not covered by the checkpoint's signatur
 
 import base64
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -232,7 +233,7 @@ def _take(reader: "_Reader", index: int, line: bytes) -> bytes:
     return leaf_hash(tag_of(origin, index) + digest_of(line))
 
 
-class _Reader:
+class _Reader(ABC):
     """What must be true of the events beyond their hashes: gapless, in order, of the one workspace."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -263,11 +264,11 @@ class _Reader:
         self.last_recorded_at = found.recorded_at
         return origin
 
+    @abstractmethod
     def hidden(self, index: int, tag: bytes) -> None:
         """Take a leaf that is not shown."""
-        raise NotImplementedError
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027  # of a whole workspace nothing is left to check
         """There is no more."""
 
 

@@ -40,7 +40,7 @@ _UNSEEN = " \u00a0\u200b\u200c\u200d\u2060\ufeff"
 _AFTER_A_SEPARATOR = re.compile(rf"([;\t\r\n][{_UNSEEN}]*)(?=[=+@\uff1d\uff0b\uff20-])")
 BETWEEN = " | "
 """What stands between the values of a list in one cell."""
-AT_ONCE = 3
+AT_ONCE, AT_ONCE_PER_WORKSPACE = 3, 2
 ROWS_AT_ONCE = 500
 _LIMITS = "set local statement_timeout = '60s'; set local idle_in_transaction_session_timeout = '60s'"
 """For the sort that may come before the first row, and for a client that reads slowly."""
@@ -142,7 +142,7 @@ _under_way: Tally[UUID] = Tally()
 @asynccontextmanager
 async def _one_of_few(workspace_id: UUID) -> AsyncIterator[None]:
     """Exports hold a connection for long: enough must be left for everybody else, and for other workspaces' exports."""
-    if _under_way[workspace_id] >= AT_ONCE - 1 or _under_way.total() >= AT_ONCE:
+    if _under_way[workspace_id] >= AT_ONCE_PER_WORKSPACE or _under_way.total() >= AT_ONCE:
         raise TooManyExportsError("Too many exports are under way here; come again when one is done.")
     _under_way[workspace_id] += 1
     try:

@@ -507,8 +507,10 @@ async def get_messages(
     caller: Annotated[Caller, needs(Permission.VIEW)],
     limit: Limit = 100,
     cursor: Cursor = None,
+    at_least: AtLeast = None,
 ) -> Response:
     """The conversation's messages and notes, oldest first."""
+    await wait_for(request, "listing", at_least)
     conversation = await _visible(request, caller, id)
     after = decode_cursor(cursor, int) or [0]
     access = of_conversation(caller, What.MESSAGES, request.state.request_id, id, owner_of(conversation))
@@ -516,7 +518,7 @@ async def get_messages(
         access,
         "select version, topic, data, occurred_at, recorded_at from events where workspace_id = %s and stream_id = %s"
         " and version > %s and version <= %s and topic = any(%s) order by version limit %s",
-        (caller.workspace_id, id, *after, _until(caller, conversation), list(_DIRECTIONS), limit + 1),
+        (caller.workspace_id, id, *after, _until(caller, conversation, Permission.VIEW), list(_DIRECTIONS), limit + 1),
     )
     rows = await fetch(request, caller, *statement)
     items = [_message(row) for row in rows[:limit]]
@@ -524,13 +526,14 @@ async def get_messages(
     return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})
 
 
-def _until(caller: Caller, conversation: dict[str, Any]) -> int:
-    """The last version that ``caller`` may read: where their view ends somewhere, that of the row by which it is seen.
+def _until(caller: Caller, conversation: dict[str, Any], permission: Permission) -> int:
+    """The last version that ``caller`` may read: where their reach ends somewhere, that of the row by which it is seen.
 
     What came later, and the listing does not show yet, may be out of their scope.
     """
     version: int = conversation["version"]
-    return MAX_POSITION if caller.scope(Permission.VIEW) is Scope.ALL else version
+    everywhere = {caller.scope(Permission.VIEW), caller.scope(permission)} == {Scope.ALL}
+    return MAX_POSITION if everywhere else version
 
 
 def _message(row: dict[str, Any]) -> dict[str, Any]:
@@ -565,6 +568,7 @@ async def get_history(
 ) -> Response:
     """Everything that happened to the conversation, oldest first, and how it stood after each event."""
     await wait_for(request, "history", at_least)
+    await wait_for(request, "listing", at_least)
     conversation = await _visible(request, caller, id)
     if not may(caller, Permission.READ_HISTORY, owner_of(conversation)):
         raise PermissionDeniedError(f"This needs the permission '{Permission.READ_HISTORY}' for this conversation.")
@@ -574,7 +578,7 @@ async def get_history(
         access,
         f"select {', '.join(HISTORY_COLUMNS)} from history"
         " where workspace_id = %s and stream_id = %s and version > %s and version <= %s order by version limit %s",
-        (caller.workspace_id, id, *after, _until(caller, conversation), limit + 1),
+        (caller.workspace_id, id, *after, _until(caller, conversation, Permission.READ_HISTORY), limit + 1),
     )
     rows = await fetch(request, caller, *statement)
     more = len(rows) > limit

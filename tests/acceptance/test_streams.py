@@ -96,6 +96,15 @@ def test_the_log_is_for_those_who_may_read_the_history_of_all(api: Client, bia: 
         assert theirs.rest(QUIET_SECONDS) == []
 
 
+def test_the_log_needs_no_permission_beside_its_own(
+    api: Client, caller: Callable[..., Client], open_conversation: Any
+) -> None:
+    api.ok("PUT", "/v1/roles/so-historico", {"grants": {"read-history": "all"}})
+    with listening(caller("integration", "so-historico", "so-historico"), LOG) as log:
+        conversation = open_conversation()
+        assert log.until(lambda each: each.data["stream_id"] == conversation.id).data["version"] == 1
+
+
 def test_the_log_says_nothing_personal(api: Client, open_conversation: Any) -> None:
     with listening(api, LOG) as log:
         conversation = open_conversation(subject="segredo-no-assunto")

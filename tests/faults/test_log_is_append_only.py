@@ -4,6 +4,9 @@ import psycopg
 import pytest
 from rig import conversation, handling, query
 
+from adapters.postgres import Role, connect
+from adapters.projector import create_missing
+
 pytestmark = pytest.mark.faults
 
 CHANGES = [
@@ -64,6 +67,30 @@ def test_canary_without_the_triggers_every_one_is(filled: str) -> None:
 def test_an_empty_log_cannot_be_truncated_either(database: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="the log is append-only"):
         query(database, "truncate events")
+
+
+@pytest.mark.parametrize("role", Role)
+def test_no_process_of_ours_may_even_try(role: Role, filled: str) -> None:
+    create_missing(filled)
+    forbidden = [change for change in CHANGES if not change.startswith("insert")]
+    if role is not Role.WRITER:
+        forbidden.append("insert into events select * from events")
+    if role in {Role.WRITER, Role.PUBLISHER}:
+        forbidden += ["select 1 from listing", "select 1 from contacts"]
+    if role is not Role.PROJECTOR:
+        forbidden += ["delete from listing", "update projection_positions set position = 0"]
+    forbidden += ["alter table events disable trigger all", "alter table listing disable row level security"]
+    for statement in forbidden:
+        with connect(filled, {"role": role.value}) as connection:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege) as refused:
+                connection.execute(statement.encode())
+            assert "append-only" not in str(refused.value), "the trigger had to stop it"
+
+
+def test_canary_the_owner_may(filled: str) -> None:
+    create_missing(filled)
+    query(filled, "update projection_positions set position = 0")
+    query(filled, "alter table listing disable row level security")
 
 
 def test_who_is_no_superuser_cannot_switch_the_triggers_off(filled: str) -> None:
