@@ -1,7 +1,8 @@
 """Telling what changed in the listing: which rows came into a filter and scope, changed within, or left.
 
-A row leaves only where it was there before, so the row as it was is needed too: as this process saw it last, else taken
-back from the row as it is by what its events say of before.
+A row leaves where it was there at any moment since it was told of last, because a page may have shown it just then. So
+the row as it was is needed too: as this process saw it last, else taken back from the row as it is by what its events
+say of before.
 
 Invariant: of a conversation that was not and is not within a caller's scope, nothing is told.
 """
@@ -22,7 +23,6 @@ from adapters.codec import decode
 from domain.envelope import StreamType
 from domain.events import (
     ContactReassigned,
-    ConversationOpened,
     Event,
     LabelAdded,
     LabelRemoved,
@@ -54,7 +54,7 @@ _ROWS = f"""
 select {", ".join(f"listing.{column}" for column in SHOWN_COLUMNS)}, row_to_json(listing)::text as image
 from listing where workspace_id = %s and id = any(%s)"""
 _STANDINGS = """
-select i, status, sector_id, agent_id, bot from unnest(%s::uuid[], %s::bigint[]) as wanted (i, v)
+select stream_id, version, status, sector_id, agent_id, bot from unnest(%s::uuid[], %s::bigint[]) as wanted (i, v)
 join history on workspace_id = %s and stream_id = i and version = v"""
 
 
@@ -97,12 +97,13 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class _Before:
+class _Seen:
     """A row as it was; ``image`` is the whole row as JSON."""
 
     image: str
     owner: Owner
-    is_certain: bool
+    version: int
+    is_certain: bool = True
 
 
 async def changed_between(
@@ -122,7 +123,7 @@ class Rows:
     """The rows that changed lately, as they were seen last."""
 
     def __init__(self) -> None:
-        self._seen: LRUCache[tuple[UUID, UUID], tuple[str, Owner]] = LRUCache(maxsize=ROWS_REMEMBERED)
+        self._seen: LRUCache[tuple[UUID, UUID], _Seen] = LRUCache(maxsize=ROWS_REMEMBERED)
         self._followed: frozenset[UUID] = frozenset()
 
     def clear(self) -> None:
@@ -167,7 +168,7 @@ class Rows:
                 await _tell(topic, connection, rows, before)
                 await asyncio.sleep(0)
         for id_, row in rows.items():
-            self._seen[workspace_id, id_] = (row["image"], owner_of(row))
+            self._seen[workspace_id, id_] = _Seen(row["image"], owner_of(row), row["version"])
         return before is not None
 
     async def _before(
@@ -176,39 +177,41 @@ class Rows:
         workspace_id: UUID,
         rows: Mapping[UUID, Mapping[str, Any]],
         changes: Sequence[Change],
-    ) -> dict[UUID, _Before] | None:
-        """The rows as they were, but for those that are new; None where that cannot be told."""
+    ) -> dict[UUID, list[_Seen]] | None:
+        """Each row as it was before each of its changes; None where that cannot be told."""
         changed: dict[UUID, list[Change]] = {}
         for change in changes:
             changed.setdefault(change.stream_id, []).append(change)
-        found, unseen = {}, {}
+        found: dict[UUID, list[_Seen]] = {}
+        unseen: list[tuple[UUID, int]] = []
         for id_, row in rows.items():
             seen = self._seen.get((workspace_id, id_))
-            if seen is not None:
-                found[id_] = _Before(*seen, is_certain=True)
-            elif id_ not in changed:  # only its contact did
-                found[id_] = _Before(row["image"], owner_of(row), is_certain=False)
-            elif not isinstance(changed[id_][0].event, ConversationOpened):
-                unseen[id_] = changed[id_]
+            found[id_] = [seen] if seen is not None else []
+            if id_ in changed:
+                versions = range(max(changed[id_][0].version - 1, 1), row["version"])
+                unseen += [(id_, each) for each in versions if seen is None or each != seen.version]
+            elif seen is None:  # only its contact did
+                found[id_].append(_Seen(row["image"], owner_of(row), row["version"], is_certain=False))
         standings = await _standings(connection, workspace_id, unseen)
         if len(standings) < len(unseen):  # the history has not got there yet
             return None
-        for id_, its in unseen.items():
-            image = orjson.loads(rows[id_]["image"]) | standings[id_] | _taken_back(its)
-            found[id_] = _Before(orjson.dumps(image).decode(), owner_of(standings[id_]), is_certain=False)
+        for (id_, version), standing in standings.items():
+            later = [change for change in changed[id_] if change.version > version]
+            image = orjson.loads(rows[id_]["image"]) | standing | _taken_back(later)
+            found[id_].append(_Seen(orjson.dumps(image).decode(), owner_of(standing), version, is_certain=False))
         return found
 
 
 async def _standings(
-    connection: psycopg.AsyncConnection[Any], workspace_id: UUID, unseen: Mapping[UUID, Sequence[Change]]
-) -> dict[UUID, dict[str, Any]]:
-    """Status and owner of each conversation before the first of its changes."""
+    connection: psycopg.AsyncConnection[Any], workspace_id: UUID, unseen: Sequence[tuple[UUID, int]]
+) -> dict[tuple[UUID, int], dict[str, Any]]:
+    """Status and owner of each conversation at each of its versions that is asked for."""
     if not unseen:
         return {}
-    versions = [changes[0].version - 1 for changes in unseen.values()]
+    ids, versions = zip(*unseen, strict=True)
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_STANDINGS, (list(unseen), versions, workspace_id))
-        return {row.pop("i"): row async for row in cursor}
+        await cursor.execute(_STANDINGS, (list(ids), list(versions), workspace_id))
+        return {(row.pop("stream_id"), row.pop("version")): row async for row in cursor}
 
 
 def _taken_back(changes: Sequence[Change]) -> dict[str, Any]:
@@ -231,11 +234,11 @@ async def _tell(
     topic: ListingTopic[Any],
     connection: psycopg.AsyncConnection[Any],
     rows: Mapping[UUID, dict[str, Any]],
-    before: Mapping[UUID, _Before],
+    before: Mapping[UUID, Sequence[_Seen]],
 ) -> None:
     """Tell the streams of ``topic`` which of ``rows`` they show now, and which they show no longer."""
     where, values = topic.where()
-    images = f"[{','.join(was.image for was in before.values())}]"
+    images = f"[{','.join(was.image for each in before.values() for was in each)}]"
     cursor = await connection.execute(
         f"select id, true from listing where id = any(%s) and {where} union all"
         f" select id, false from json_populate_recordset(null::listing, %s) as listing where {where}",
@@ -248,13 +251,13 @@ async def _tell(
         if id_ in fitting[True]:
             view = shown({key: value for key, value in row.items() if key != "image"}, topic.caller)
             topic.tell(told({"id": id_, "change": "upsert", "row": view}))
-        elif id_ in fitting[False] or _may_have_fitted(topic, before.get(id_)):
+        elif id_ in fitting[False] or any(_may_have_fitted(topic, was) for was in before[id_]):
             topic.tell(told({"id": id_, "change": "leave"}))
 
 
-def _may_have_fitted(topic: ListingTopic[Any], was: _Before | None) -> bool:
+def _may_have_fitted(topic: ListingTopic[Any], was: _Seen) -> bool:
     """Whether the row may have been shown although what is known of it as it was does not fit."""
-    if was is None or was.is_certain or topic.fields <= TAKEN_BACK:
+    if was.is_certain or topic.fields <= TAKEN_BACK:
         return False
     return may(topic.caller, Permission.VIEW, was.owner)
 
