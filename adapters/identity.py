@@ -7,6 +7,7 @@ time to live at the latest.
 import hashlib
 import re
 import secrets
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, LiteralString
 from uuid import UUID
@@ -72,10 +73,27 @@ class Identity:
 
     async def caller(self, secret: bytes) -> Caller | None:
         """The caller who holds ``secret``; None where it is unknown, expired or revoked."""
+        found = await self.found(secret)
+        return None if found is None else found[0]
+
+    async def found(self, secret: bytes) -> Found | None:
+        """The caller who holds ``secret``, and when it expires; None where it is unknown, expired or revoked."""
         key = digest(secret)
+        return await self._remembered(key, lambda: self._find(secret, key))
+
+    async def of_session(self, workspace_id: UUID, token_id: UUID) -> Caller | None:
+        """As `holder`, remembered as briefly as a token's secret is: who signed in once and asks again and again."""
+
+        def find() -> Awaitable[Found | None]:
+            return self._look_up(HOLDER_BY_ID_QUERY, workspace_id, token_id, workspace_id, token_id)
+
+        found = await self._remembered(f"{workspace_id}:{token_id}", find)
+        return None if found is None else found[0]
+
+    async def _remembered(self, key: str, find: Callable[[], Awaitable[Found | None]]) -> Found | None:
         found = self._cache.get(key)
         if found is None:
-            found = await self._find(secret, key)
+            found = await find()
             if found is None:
                 return None
             self._cache[key] = found  # only here: a use must not prolong what a revocation ends
@@ -84,7 +102,7 @@ class Identity:
             return None
         if self._uses is not None and caller.token_id is not None:
             self._uses.note(caller.workspace_id, caller.token_id)
-        return caller
+        return found
 
     async def _find(self, secret: bytes, key: str) -> Found | None:
         if self._verifier is None or not is_compact(secret):

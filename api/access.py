@@ -23,6 +23,7 @@ from adapters.identity import Identity
 from adapters.writer import Writer
 from api.problems import Problem, UnauthenticatedError
 from api.queries import CommandAnswer, fetch
+from api.sessions import session_of
 from domain.commands import Command
 from domain.envelope import Stream
 from domain.errors import PermissionDeniedError, VersionConflictError
@@ -46,13 +47,16 @@ _EXPECTED = {
 
 
 async def authenticate(request: Request) -> Caller:
-    """The caller who holds the request's bearer token."""
-    given = [value for name, value in request.scope["headers"] if name == b"authorization"]
-    scheme, _, secret = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-    if scheme.lower() != b"bearer" or not secret or len(secret) > MOST_TOKEN_BYTES:
-        raise UnauthenticatedError
+    """The caller who holds the request's bearer token, or who signed in to the session that it comes from."""
     identity: Identity = request.app.state.identity
-    caller = await identity.caller(secret.strip())
+    given = [value for name, value in request.scope["headers"] if name == b"authorization"]
+    if not given and (session := session_of(request)) is not None:
+        caller = await identity.of_session(session.workspace_id, session.token_id)
+    else:
+        scheme, _, secret = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        if scheme.lower() != b"bearer" or not secret or len(secret) > MOST_TOKEN_BYTES:
+            raise UnauthenticatedError
+        caller = await identity.caller(secret.strip())
     if caller is None:
         raise UnauthenticatedError
     return caller

@@ -51,6 +51,7 @@ from api import (
 )
 from api.access import CommandRoute
 from api.dispatch import CommandDispatch
+from api.pages import site
 from api.settings import Settings
 from api.streams import Streams
 
@@ -141,8 +142,11 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         app.include_router(module.router)
         commands += [route for route in module.router.routes if isinstance(route, CommandRoute)]
     app.include_router(asyncapi.install(settings))
-    patch_fastapi(app)  # Swagger UI from this process: the page works without any other host
+    patch_fastapi(
+        app, redirect_from_root_to_docs=False
+    )  # Swagger UI from this process: the page works without any other host
     problems.install(app)
+    site.install(app, settings)
     app.add_middleware(CommandDispatch, routes=commands)
     app.add_middleware(Limits, max_body_bytes=settings.max_body_bytes)
     _describe_security(app)

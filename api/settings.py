@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     checkpoint_key_file: Annotated[
         Path | None, Field(description="the file with that key; without both, one is made up in the data directory")
     ] = None
+    session_key: Annotated[
+        SecretStr | None,
+        Field(min_length=32, description="signs sessions of the pages, 32 characters or more; else one from a file"),
+    ] = None
     max_body_bytes: Annotated[int, Field(ge=1_024, le=100_000_000, description="largest request body")] = 1_000_000
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what is logged")] = "info"
 

@@ -202,7 +202,9 @@ class Streams:
 
 
 def _authorization(request: Request) -> bytes:
-    return bytes(next(value for name, value in request.scope["headers"] if name == b"authorization"))
+    """What a request was let in by: its token, else the cookie of its session."""
+    headers = dict(request.scope["headers"])
+    return bytes(headers.get(b"authorization") or headers[b"cookie"])
 
 
 After = Annotated[Position | None, Query(description="what follows is told first; without it only what is new")]

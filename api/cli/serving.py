@@ -91,6 +91,7 @@ def _welcome(chosen: Settings, token: str, new: int) -> None:
     base = f"http://{chosen.host}:{chosen.port}"
     lines = [
         f"Conversas is starting on {base}; Ctrl-C stops it.",
+        f"  In a browser   {base}/ (sign in with the access token)",
         f"  API to try     {base}/docs",
         f"  Is it ready?   {base}/readyz",
         f"  Access token   {token}",

@@ -1,0 +1,106 @@
+"""Times, numbers and durations as people of a language and a time zone read them.
+
+Invariant: a moment is shown in the zone that the page was asked for; the exact one stands beside it, for machines.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+from zoneinfo import ZoneInfo, available_timezones
+
+from babel.dates import format_date, format_datetime, format_time
+from babel.numbers import format_compact_decimal, format_decimal
+
+from api.languages import LOCALES, Language, translations
+
+DEFAULT_ZONE = "America/Sao_Paulo"
+_ZONES = frozenset(available_timezones())
+_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
+
+
+def zone_named(name: str | None) -> ZoneInfo:
+    """The time zone called ``name`` in the IANA database; that of São Paulo where there is none."""
+    return ZoneInfo(name if name in _ZONES else DEFAULT_ZONE)
+
+
+def moment_of(value: Any) -> datetime | None:
+    """A time as the API tells it."""
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Formats:
+    """How to show what the API tells, in one language and zone."""
+
+    language: Language
+    zone: ZoneInfo
+
+    @cached_property
+    def now(self) -> datetime:
+        """The present moment, the same all over a page."""
+        return datetime.now(UTC)
+
+    def number(self, value: float) -> str:
+        """A number with its thousands apart."""
+        return format_decimal(value, locale=LOCALES[self.language])
+
+    def compact(self, value: float) -> str:
+        """A large number in short."""
+        return format_compact_decimal(value, locale=LOCALES[self.language], fraction_digits=1)
+
+    def exactly(self, value: Any) -> str:
+        """A moment in full."""
+        at = moment_of(value)
+        return "" if at is None else format_datetime(at, "medium", self.zone, LOCALES[self.language])
+
+    def date(self, value: Any) -> str:
+        """The day of a moment."""
+        at = moment_of(value)
+        return "" if at is None else format_date(at.astimezone(self.zone), "medium", LOCALES[self.language])
+
+    def moment(self, value: Any) -> str:
+        """A moment in short: the time only if it is today's, the day with it otherwise."""
+        at = moment_of(value)
+        if at is None:
+            return ""
+        locale, there, here = LOCALES[self.language], at.astimezone(self.zone), self.now.astimezone(self.zone)
+        if there.date() == here.date():
+            return format_time(there, "short", self.zone, locale)
+        if there.year == here.year:
+            day = format_datetime(there, "d MMM" if self.language == "pt" else "MMM d", self.zone, locale)
+            return f"{day.replace(' de ', ' ')}, {format_time(there, 'short', self.zone, locale)}"
+        return format_date(there.date(), "medium", locale)
+
+    def duration(self, value: float | None) -> str:
+        """Seconds, in the two largest units that say something."""
+        if value is None:
+            return ""
+        seconds, gettext = int(value), translations(self.language).gettext
+        if seconds < _MINUTE:
+            return gettext("%(n)s s") % {"n": seconds}
+        if seconds < _HOUR:
+            return gettext("%(n)s min") % {"n": seconds // _MINUTE}
+        if seconds < _DAY:
+            hours, minutes = divmod(seconds // _MINUTE, 60)
+            return gettext("%(h)s h %(m)s min") % {"h": hours, "m": minutes} if minutes else f"{hours} h"
+        days, rest = divmod(seconds, _DAY)
+        return gettext("%(d)s d %(h)s h") % {"d": self.number(days), "h": rest // _HOUR}
+
+    def since(self, value: Any) -> str:
+        """How long ago a moment was."""
+        at = moment_of(value)
+        return "" if at is None else self.duration(max(0.0, (self.now - at).total_seconds()))
+
+    def local(self, value: Any) -> str:
+        """A moment as the value of an input of type datetime-local."""
+        at = moment_of(value)
+        return "" if at is None else at.astimezone(self.zone).strftime("%Y-%m-%dT%H:%M")
+
+    def typed(self, text: str) -> datetime | None:
+        """The moment that an input of type datetime-local holds, or that is written with its zone; None for others."""
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            return None
+        return at if at.tzinfo is not None else at.replace(tzinfo=self.zone)

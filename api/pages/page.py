@@ -1,0 +1,289 @@
+"""What every page has: who signed in, in which language and zone; asking the API; rendering; errors; forms.
+
+Invariant: nothing is shown to who has not signed in, and nothing is changed but by a form of ours: another site's
+request, or a form without the session's token, is refused before a page's own code runs.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import orjson
+from fastapi import APIRouter, Depends, Request
+from fastapi.routing import APIRoute
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from starlette.datastructures import FormData, MutableHeaders
+from starlette.responses import RedirectResponse, Response
+
+from adapters.identity import Identity
+from api import problems
+from api.access import BODY_SECONDS
+from api.languages import LANGUAGES, Language, language_of, translations
+from api.pages import statics
+from api.pages.asking import Query, RefusedError, ask
+from api.pages.formats import Formats, zone_named
+from api.pages.texts import N_, REFUSALS, STATUSES, WHAT_WENT_WRONG
+from api.problems import UnauthenticatedError
+from api.sessions import Session, Sessions, cookie_session
+from domain.permissions import Caller, Permission, may
+
+log = logging.getLogger(__name__)
+
+LANGUAGE_COOKIE, ZONE_COOKIE = "__Host-conversas-language", "conversas-zone"
+FORM_TOKEN = "form-token"  # noqa: S105  # the name of a field
+MOST_FIELDS = 12_000
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+        " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+    "Vary": "Cookie, Accept-Language",
+}
+NAVIGATION: tuple[tuple[str, str, Permission], ...] = (("/", N_("Conversations"), Permission.VIEW),)
+"""Address, name and what it takes to see it; a page below an address belongs to it."""
+
+
+class OtherSiteError(Exception):
+    """A form that is none of ours, or of another session."""
+
+
+@dataclass
+class Page:
+    """One request for a page."""
+
+    request: Request
+    language: Language
+    session: Session | None = None
+    caller: Caller | None = None
+    form: FormData = field(default_factory=FormData)
+
+    @cached_property
+    def formats(self) -> Formats:
+        """How times and numbers are shown."""
+        return Formats(self.language, zone_named(self.request.cookies.get(ZONE_COOKIE)))
+
+    def text(self, message: str, **values: Any) -> str:
+        """``message`` in the page's language."""
+        said = translations(self.language).gettext(message)
+        return said % values if values else said
+
+    def may(self, permission: Permission) -> bool:
+        """Whether whoever signed in was granted ``permission``, however far it reaches."""
+        return self.caller is not None and may(self.caller, permission)
+
+    async def get(self, path: str, query: Query = ()) -> Any:
+        """What the API answers to a query; raises `RefusedError`."""
+        return await ask(self.request, self._signed_in, "GET", path, query)
+
+    async def send(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """What the API answers to a command, which counts as from the listing unless ``Surface`` says otherwise."""
+        surface = {"Surface": "listing"} if path.startswith("/v1/conversations/") else {}
+        return await ask(self.request, self._signed_in, method, path, body=body, headers=surface | headers)
+
+    @property
+    def _signed_in(self) -> Session:
+        if self.session is None:
+            raise UnauthenticatedError
+        return self.session
+
+    def render(self, template: str, status: int = 200, **context: Any) -> Response:
+        """A page made of ``template``."""
+        html = _environment(self.language).get_template(template).render(page=self, f=self.formats, **context)
+        return Response(html, status, HEADERS, "text/html; charset=utf-8")
+
+    def go_to(self, address: str) -> Response:
+        """On to another page of ours."""
+        return RedirectResponse(ours(address), 303, HEADERS)
+
+    # What the templates ask
+
+    @property
+    def form_field(self) -> Markup:
+        """What every form that changes something contains."""
+        sessions: Sessions = self.request.app.state.sessions
+        token = sessions.form_token(self.session) if self.session else ""
+        return Markup('<input type="hidden" name="{}" value="{}">').format(FORM_TOKEN, token)
+
+    @property
+    def navigation(self) -> list[dict[str, Any]]:
+        """Where one can go."""
+        here = self.request.url.path
+        return [
+            {
+                "address": address,
+                "name": name,
+                "current": here == address or (address != "/" and here.startswith(address)),
+            }
+            for address, name, permission in NAVIGATION
+            if self.may(permission)
+        ]
+
+    @property
+    def other_languages(self) -> list[Language]:
+        """The languages that it could be in as well."""
+        return [language for language in LANGUAGES if language != self.language]
+
+    @property
+    def here(self) -> str:
+        """The address of this page, for coming back to it."""
+        if self.request.method != "GET":
+            return "/"
+        return self.request.url.path + (f"?{self.request.url.query}" if self.request.url.query else "")
+
+
+def ours(address: str) -> str:
+    """``address``, if it is one of this site; else the first page's."""
+    parts = urlsplit(address)
+    is_ours = not parts.scheme and not parts.netloc and address.startswith("/") and "\\" not in address
+    return address if is_ours and not address.startswith("//") and address.isprintable() else "/"
+
+
+def link(path: str, query: Query = ()) -> str:
+    """An address with a query."""
+    written = urlencode(query, doseq=True, quote_via=quote)
+    return f"{path}?{written}" if written else path
+
+
+@cache
+def _environment(language: Language) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
+    )
+    environment.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
+    environment.globals |= {"static": statics.address, "link": link}
+    environment.policies["ext.i18n.trimmed"] = True
+    return environment
+
+
+# From a request to a page
+
+
+def language_for(request: Request) -> Language:
+    """The language that was chosen, else the one that the browser asks for."""
+    chosen = request.cookies.get(LANGUAGE_COOKIE)
+    return next((each for each in LANGUAGES if each == chosen), language_of(request.headers.get("accept-language")))
+
+
+async def anybody(request: Request) -> Page:
+    """A page that needs nobody to have signed in; who they are is known where they have."""
+    session = cookie_session(request)
+    identity: Identity = request.app.state.identity
+    caller = await identity.of_session(session.workspace_id, session.token_id) if session else None
+    page = Page(request, language_for(request), session if caller else None, caller)
+    if request.method != "GET":
+        async with asyncio.timeout(BODY_SECONDS):
+            page.form = await request.form(max_fields=MOST_FIELDS, max_files=0)
+    return page
+
+
+async def signed_in(page: Annotated[Page, Depends(anybody)]) -> Page:
+    """A page for who has signed in; what changes something brings the session's token along."""
+    if page.session is None:
+        raise UnauthenticatedError
+    if page.request.method != "GET":
+        sessions: Sessions = page.request.app.state.sessions
+        given = str(page.form.get(FORM_TOKEN, ""))
+        if not hmac.compare_digest(given.encode(), sessions.form_token(page.session).encode()):
+            raise OtherSiteError
+    return page
+
+
+Anybody = Annotated[Page, Depends(anybody)]
+Here = Annotated[Page, Depends(signed_in)]
+"""What a page's handler takes."""
+
+
+class PageRoute(APIRoute):
+    """A route that answers errors with a page, and takes forms from this site only."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What is run for a request."""
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            try:
+                if request.method != "GET" and not _from_this_site(request):
+                    raise OtherSiteError  # noqa: TRY301  # one place tells what went wrong
+                return await handle(request)
+            except Exception as error:  # noqa: BLE001  # every class of error has its page, a bug as well
+                return await error_page(request, error)
+
+        return handler
+
+
+def _from_this_site(request: Request) -> bool:
+    """Browsers say where a request comes from; one that says nothing at all is none that another site made."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+
+
+def page_router() -> APIRouter:
+    """A router for pages: they are no part of the API's description."""
+    return APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+# Errors
+
+
+async def error_page(request: Request, error: Exception) -> Response:
+    """What went wrong, as a page; who has not signed in is asked to."""
+    if isinstance(error, UnauthenticatedError) or (isinstance(error, RefusedError) and error.status == 401):
+        if request.method == "GET":
+            page = Page(request, language_for(request))
+            return page.go_to(link("/sign-in", {"next": page.here}))
+        status, code = 401, "unauthenticated"
+    elif isinstance(error, OtherSiteError):
+        status, code = 403, "other-site"
+    elif isinstance(error, RefusedError):
+        status, code = error.status, error.code
+    else:
+        answer = await problems.answer_to(request, error)
+        status, code = answer.status_code, orjson.loads(bytes(answer.body)).get("code", "")
+    try:
+        page = await anybody(request) if request.method == "GET" else Page(request, language_for(request))
+    except Exception as again:  # noqa: BLE001  # it is told of the first error, with or without who asks
+        log.info("an error's page without who asked: %s", again)
+        page = Page(request, language_for(request))
+    title = page.text(STATUSES.get(status, WHAT_WENT_WRONG))
+    answer = page.render("error.html", status, title=title, number=status, detail=refusal(page, code))
+    if status == 503:
+        answer.headers["Retry-After"] = "3"
+    return answer
+
+
+def refusal(page: Page, code: str) -> str:
+    """Why the API refused, in the page's language; nothing where the title says it all."""
+    return page.text(REFUSALS[code]) if code in REFUSALS else ""
+
+
+def is_for_people(request: Request) -> bool:
+    """Whether an address that is not there was asked for by somebody at a browser, not by a client of the API."""
+    accepted = request.headers.get("accept", "")
+    return "text/html" in accepted and not request.url.path.startswith("/v1/")
+
+
+def with_headers(answer: Response, headers: Mapping[str, str]) -> Response:
+    """``answer`` with more headers."""
+    MutableHeaders(raw=answer.raw_headers).update(headers)
+    return answer

@@ -1,0 +1,51 @@
+// What every page has alive: the time zone told to the server, and what happens while the server is gone.
+
+const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+if (zone) document.cookie = `conversas-zone=${zone}; path=/; max-age=31536000; samesite=lax`;
+
+const note = document.getElementById("gone");
+let gone = false;
+
+/** Say that the server is gone, and look for it until it is back; then `server-back` is told to the document. */
+export function serverGone() {
+  if (gone) return;
+  gone = true;
+  note.textContent = note.dataset.gone;
+  note.classList.add("shown");
+  look();
+}
+
+async function look() {
+  while (gone) {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    if (await reachable()) gone = false;
+  }
+  note.textContent = note.dataset.back;
+  document.dispatchEvent(new Event("server-back"));
+  setTimeout(() => gone || note.classList.remove("shown"), 3000);
+}
+
+/** Whether the server answers at all. */
+async function reachable() {
+  try {
+    return (await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(3000) })).ok;
+  } catch {
+    return false;
+  }
+}
+
+// A form is sent only to a server that is there: else what was typed would be lost.
+document.addEventListener("submit", async (event) => {
+  const { target: form, submitter } = event;
+  if (event.defaultPrevented || form.method !== "post" || form.dataset.sure) return;
+  event.preventDefault();
+  if (!(await reachable())) return serverGone();
+  form.dataset.sure = "yes";
+  form.requestSubmit(submitter);
+  delete form.dataset.sure;
+});
+
+setInterval(async () => {
+  if (!document.hidden && !gone && !(await reachable())) serverGone();
+}, 10000);
+addEventListener("offline", serverGone);

@@ -1,0 +1,126 @@
+"""The pages in a real browser, on a service of their own with the demo workspace.
+
+Invariant: one service and one browser per process; every test has a context (cookies, storage) of its own. Whatever a
+test does, no page may ask another host for anything, or report an error or a breach of its policy on the console.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+_SERVICE = Path(__file__).parents[1] / "acceptance" / "conftest.py"
+_spec = importlib.util.spec_from_file_location("acceptance_service", _SERVICE)
+assert _spec is not None
+assert _spec.loader is not None
+acceptance = importlib.util.module_from_spec(_spec)
+sys.modules["acceptance_service"] = acceptance
+_spec.loader.exec_module(acceptance)
+
+if TYPE_CHECKING:
+    Client = Any
+
+service = acceptance.service
+connect = acceptance.connect
+api = acceptance.api
+caller = acceptance.caller
+bia = acceptance.bia
+workspace = acceptance.workspace
+start_service = acceptance.start_service
+ADMIN_TOKEN: str = acceptance.ADMIN_TOKEN
+WAIT_SECONDS = 20
+LANGUAGES = {"pt": "pt-BR", "en": "en-US"}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A real Chromium, without a window."""
+    found = shutil.which("chromium")
+    if found is None:
+        reason = "Chromium is not here; install it, for example with: apt-get install chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    expect.set_options(timeout=WAIT_SECONDS * 1000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """Somebody at a browser."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.context = context
+        self.url = url
+        self.complaints: list[str] = []
+        context.set_default_timeout(WAIT_SECONDS * 1000)
+        context.on("console", lambda message: self._hear(message.type, message.text))
+        context.on("weberror", lambda error: self.complaints.append(str(error.error)))
+        context.on("request", self._look)
+        self.page: Page = context.new_page()
+
+    def _hear(self, kind: str, text: str) -> None:
+        # That a request failed or was refused is also written there: tests of errors cause it on purpose.
+        if kind == "error" and "Failed to load resource" not in text and "net::ERR" not in text:
+            self.complaints.append(text)
+
+    def _look(self, request: Any) -> None:
+        if urlsplit(request.url).netloc != urlsplit(self.url).netloc:
+            self.complaints.append(f"asked another host: {request.url}")
+
+    def go(self, path: str) -> Page:
+        """Open an address of the service."""
+        self.page.goto(self.url + path)
+        return self.page
+
+    def sign_in(self, token: str, to: str = "/") -> Page:
+        """Sign in through the form."""
+        self.go(f"/sign-in?next={to}")
+        self.page.locator("#token").fill(token)
+        self.page.locator("main button.primary").click()
+        self.page.wait_for_url(lambda url: "/sign-in" not in url)
+        return self.page
+
+    def check(self) -> None:
+        """What holds for every page: axe finds nothing, no script or style stands in it."""
+        found = Axe().run(self.page, options={"resultTypes": ["violations"]})
+        assert found.violations_count == 0, found.generate_report()
+        inline = self.page.evaluate(
+            "[...document.querySelectorAll('script:not([src]), style, [style]')].map((each) => each.outerHTML)"
+            ".concat([...document.querySelectorAll('*')].flatMap((each) => [...each.attributes]"
+            ".filter(({name}) => name.startsWith('on')).map(({name}) => name)))"
+        )
+        assert inline == []
+
+
+Visiting = Callable[..., Visit]
+
+
+@pytest.fixture
+def visit(chromium: Browser, service: Any) -> Iterator[Visiting]:
+    """Come with a browser that speaks a language; ``visit("en", token)`` is signed in."""
+    visits: list[Visit] = []
+
+    def come(language: str = "pt", token: str | None = None, *, url: str = service.url, **options: Any) -> Visit:
+        options = {"viewport": {"width": 1280, "height": 800}, "timezone_id": "America/Sao_Paulo"} | options
+        visits.append(Visit(chromium.new_context(locale=LANGUAGES[language], **options), url))
+        if token is not None:
+            visits[-1].sign_in(token)
+        return visits[-1]
+
+    yield come
+    for each in visits:
+        each.context.close()
+    assert [complaint for each in visits for complaint in each.complaints] == []

@@ -1,0 +1,118 @@
+"""What must be true of all pages, whoever adds one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from babel.messages.extract import extract_from_dir
+from fastapi import APIRouter, FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import iter_route_contexts
+
+from api import languages
+from api.app import create_app
+from api.languages import translations
+from api.pages.page import Here, PageRoute, ours, page_router, signed_in
+from api.pages.texts import REFUSALS
+from api.settings import Settings
+from domain.errors import DomainError
+
+ROOT = Path(__file__).parents[2]
+FOR_ANYBODY = {"/sign-in", "/sign-out", "/language"}
+WORDS: dict[str, Any] = {"_": None, "N_": None, "gettext": None, "text": None, "ngettext": (1, 2)}
+
+
+def messages() -> set[str]:
+    """All texts of the pages, in English; of those that count, the singular."""
+    methods = [("**.py", "python"), ("**.html", "jinja2.ext:babel_extract")]
+    options = {"**.html": {"trimmed": "true", "newstyle_gettext": "true", "silent": "false"}}
+    found = extract_from_dir(ROOT / "api" / "pages", methods, options, keywords=WORDS)
+    return {message if isinstance(message, str) else message[0] for _, _, message, _, _ in found}
+
+
+def untranslated(found: set[str]) -> list[str]:
+    portuguese: Any = translations("pt")
+    return sorted(message for message in found if not {message, (message, 0)} & portuguese._catalog.keys())
+
+
+def test_every_text_of_the_pages_is_there_in_portuguese() -> None:
+    found = messages()
+    assert len(found) > 70
+    assert untranslated(found) == []
+
+
+def test_canary_a_text_that_nobody_translated_is_found() -> None:
+    assert untranslated({"Sign in", "Nobody translated this"}) == ["Nobody translated this"]
+
+
+def test_no_translation_is_left_over_from_a_text_that_is_gone() -> None:
+    written = {path.name for path in (languages._CATALOGUES / "pt" / "LC_MESSAGES").glob("*.po")}
+    assert "page.po" in written
+    text = (languages._CATALOGUES / "pt" / "LC_MESSAGES" / "page.po").read_text()
+    there = {line.removeprefix('msgid "')[:-1].replace('\\"', '"') for line in text.splitlines() if 'msgid "' in line}
+    assert there - messages() - {""} == set()
+
+
+def below(kind: type[DomainError]) -> set[type[DomainError]]:
+    return {kind}.union(*(below(sub) for sub in kind.__subclasses__()))
+
+
+def test_every_refusal_is_told_in_peoples_words() -> None:
+    assert {error.code for error in below(DomainError) if "code" in vars(error)} - REFUSALS.keys() == set()
+
+
+def asks_for_a_session(dependant: Dependant) -> bool:
+    return any(each.call is signed_in or asks_for_a_session(each) for each in dependant.dependencies)
+
+
+def unguarded(app: FastAPI) -> set[str]:
+    """Pages that nobody has to sign in for."""
+    routes = [context.original_route for context in iter_route_contexts(app.routes)]
+    pages = [route for route in routes if isinstance(route, PageRoute)]
+    return {route.path for route in pages if not asks_for_a_session(route.dependant)}
+
+
+def test_every_page_is_for_who_has_signed_in() -> None:
+    assert unguarded(create_app(Settings(), "postgresql://nowhere")) == FOR_ANYBODY
+
+
+def test_canary_a_page_that_forgets_is_found() -> None:
+    router: APIRouter = page_router()
+
+    @router.get("/open")
+    async def open_to_all() -> None:
+        """Ask for nobody."""
+
+    @router.get("/closed")
+    async def closed(page: Here) -> None:
+        """Ask for a session."""
+
+    app = FastAPI()
+    app.include_router(router)
+    assert unguarded(app) == {"/open"}
+
+
+@pytest.mark.parametrize(
+    ("address", "is_ours"),
+    [
+        *((address, True) for address in ("/", "/?q=a b", "/conversations/1", "/?next=https://x.example")),
+        *((address, False) for address in ("", "x", "//x.example", "https://x.example", "/\\x.example", "/\t/x")),
+    ],
+)
+def test_only_addresses_of_this_site_are_gone_to(address: str, is_ours: bool) -> None:
+    assert ours(address) == (address if is_ours else "/")
+
+
+def test_no_template_holds_a_script_or_style_and_none_shows_a_text_unescaped() -> None:
+    for path in (ROOT / "api" / "pages" / "templates").glob("*.html"):
+        text = path.read_text()
+        for forbidden in ("<style", " style=", " onclick", "|safe", "| safe", "autoescape false", "javascript:"):
+            assert forbidden not in text, (path.name, forbidden)
+        assert text.count("<script") == text.count('<script type="module" src='), path.name
+
+
+def test_pages_have_no_queries_of_their_own() -> None:
+    for path in (ROOT / "api" / "pages").glob("*.py"):
+        text = path.read_text()
+        assert "select " not in text, path.name
+        assert "psycopg" not in text, path.name
