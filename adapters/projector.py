@@ -8,6 +8,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from time import monotonic
 
 import psycopg
@@ -29,6 +30,8 @@ READ_MODELS: tuple[ReadModel, ...] = (Directory(), Listing(), History(), Episode
 
 BATCH_SIZE = 2_000
 RETRY_SECONDS = 5.0
+LANES = 2
+"""Read models that move at once: while PostgreSQL works for one of them, this process folds for another."""
 
 
 class StaleReadModelError(Exception):
@@ -79,7 +82,7 @@ def isolate(connection: psycopg.Connection, model: ReadModel, schema: str = "pub
 
 
 class Projector:
-    """Moves read models on, one batch after another. Used by one thread."""
+    """Moves read models on, one batch after another, several models at once. Used by one thread."""
 
     def __init__(
         self, conninfo: str, models: Sequence[ReadModel] = READ_MODELS, *, batch_size: int = BATCH_SIZE
@@ -88,7 +91,10 @@ class Projector:
         self._conninfo = conninfo
         self._models = models
         self._batch_size = batch_size
-        self._connection: psycopg.Connection | None = None
+        self._lanes = ThreadPoolExecutor(LANES, "project")
+        self._lane = threading.local()
+        self._connections: list[psycopg.Connection] = []
+        self._reading = threading.Lock()
         self._batch: tuple[tuple[int, int], list[RecordedEvent]] = ((-1, 0), [])
         self._positions: dict[str, int] = {}
         self._retry_at: dict[str, float] = {}
@@ -101,7 +107,7 @@ class Projector:
                     self._log.wait(0.5)
             except psycopg.OperationalError as error:
                 log.warning("database connection lost, trying again: %s", error)
-                self._discard_connection()
+                self._discard_connections()
                 stop.wait(1.0)
 
     def catch_up(self, progress: Callable[[int, int], None] = lambda _position, _head: None) -> None:
@@ -120,7 +126,9 @@ class Projector:
         """Move each read model on by one batch at most; whether any moved."""
         head = self._log.head()
         behind = [model for model in self._models if self._positions.get(model.name, -1) < head]
-        return sum(self._advance_or_halt(model) for model in behind) > 0
+        moving = [self._lanes.submit(self._advance_or_halt, model) for model in behind]
+        wait(moving)
+        return sum(move.result() for move in moving) > 0
 
     def _advance_or_halt(self, model: ReadModel) -> bool:
         """Move ``model`` on; one that cannot digest an event stays before it, says so, and holds up no other."""
@@ -160,9 +168,10 @@ class Projector:
 
     def _events(self, after: int, limit: int) -> list[RecordedEvent]:
         """The next events; models at the same position share what was read and decoded."""
-        if self._batch[0] != (after, limit) or not self._batch[1]:
-            self._batch = ((after, limit), self._log.read(after, limit))
-        return self._batch[1]
+        with self._reading:
+            if self._batch[0] != (after, limit) or not self._batch[1]:
+                self._batch = ((after, limit), self._log.read(after, limit))
+            return self._batch[1]
 
     def _halt(self, model: ReadModel, error: Exception) -> None:
         self._retry_at[model.name] = monotonic() + RETRY_SECONDS
@@ -174,21 +183,24 @@ class Projector:
         )
 
     def _connected(self) -> psycopg.Connection:
-        if self._connection is None or self._connection.closed:
+        """The connection of the present thread."""
+        connection: psycopg.Connection | None = getattr(self._lane, "connection", None)
+        if connection is None or connection.closed:
             # A commit that is lost in a crash is projected again, rows and position alike.
             settings = LIMITS | {"synchronous_commit": "off", "role": Role.PROJECTOR.value}
-            self._connection = connect(self._conninfo, settings, application="conversas-projector")
-        return self._connection
+            connection = self._lane.connection = connect(self._conninfo, settings, application="conversas-projector")
+            self._connections.append(connection)
+        return connection
 
-    def _discard_connection(self) -> None:
+    def _discard_connections(self) -> None:
         self._positions.clear()  # a crash may have set them back: ours are not waited for to be durable
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        while self._connections:
+            self._connections.pop().close()
 
     def close(self) -> None:
         """Give the connections back."""
-        self._discard_connection()
+        self._lanes.shutdown()
+        self._discard_connections()
         self._log.close()
 
 

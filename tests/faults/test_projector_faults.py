@@ -287,9 +287,9 @@ def test_canary_without_the_position_locked_two_get_in_each_others_way(database:
 class Remembering(Projector):
     """Canary: trusts a position that it remembers from before a crash."""
 
-    def _discard_connection(self) -> None:
+    def _discard_connections(self) -> None:
         before = dict(self._positions)
-        super()._discard_connection()
+        super()._discard_connections()
         self._positions.update(before)
 
 
