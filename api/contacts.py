@@ -113,7 +113,8 @@ async def find_contacts(
 ) -> Response:
     """The contacts that you may see, by name; erased ones are not among them.
 
-    With ``q``, those that have all of its words: without accents, each as the beginning of one of theirs.
+    With ``q``, those with a name that has all of its words, each as the beginning of one of theirs; or with an e-mail
+    or phone that has it from the beginning of a word or from any digit on. Accents and punctuation do not count.
     """
     after = decode_cursor(wanted.cursor, str, UUID)
     if after is not None and "\0" in after[0]:

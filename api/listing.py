@@ -162,7 +162,8 @@ class BarParameters(BaseModel):
     finalized_from: Moment | None = None
     finalized_until: Moment | None = None
     q: Annotated[
-        Line | None, Field(description="beginnings of words of the protocol, the contact's name or e-mails; or a phone")
+        Line | None,
+        Field(description="beginnings of words of the contact's name; or the beginning of a protocol, e-mail or phone"),
     ] = None
     filter: Annotated[
         str | None,

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from domain.envelope import RecordedEvent
 from domain.events import ContactDetails, ContactDetailsChanged, ContactErased, ContactRegistered
-from projections.search_words import asked_terms, prefix_query, search_terms, words
+from projections.search_words import NO_TERMS, asked, contact_terms, joined, words
 
 DDL = """
 create table contacts (
@@ -96,7 +96,7 @@ def fold(rows: dict[Key, ContactRow], recorded: RecordedEvent) -> ContactRow:
         version=recorded.version,
         position=recorded.position,
         name_key=_name_key(details.name),
-        terms=search_terms(details.name, details.phones, details.emails),
+        terms=contact_terms(details.name, details.phones, details.emails),
     )
     return rows[key]
 
@@ -121,12 +121,15 @@ def found_by(workspace_id: UUID, text: str | None) -> tuple[str, list[Any]]:
     """
     if text is None or not text.strip():
         return "contacts", []
-    terms = asked_terms(text)
-    if not terms:
+    query = asked(text, of_protocol=False)
+    if query is NO_TERMS:
         return "(select * from contacts where false)", []
-    fence = " offset 0" if max(map(len, terms)) >= _TELLING_LENGTH else ""
-    query = "select * from contacts where workspace_id = %s and not erased and array_to_tsvector(terms) @@ %s::tsquery"
-    return f"({query}{fence})", [workspace_id, prefix_query(terms)]
+    fence = " offset 0" if len(joined(text)) >= _TELLING_LENGTH else ""
+    found = (
+        "select * from contacts where workspace_id = %s and not erased and array_to_tsvector(terms) @@ %s::tsquery"
+        " and (array_to_tsvector(terms) @@ %s::tsquery) is true"
+    )
+    return f"({found}{fence})", [workspace_id, *query]
 
 
 def save(connection: psycopg.Connection[Any], rows: Sequence[ContactRow]) -> None:

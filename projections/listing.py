@@ -44,7 +44,7 @@ from domain.events import (
     Status,
 )
 from projections import contacts
-from projections.search_words import search_terms
+from projections.search_words import PROTOCOL, contact_terms, protocol_terms
 
 DDL = """
 create table listing (
@@ -93,15 +93,15 @@ create table listing (
     notes                  integer     not null,
     version                bigint      not null,
     position               bigint      not null,
-    words                  text[]      not null, -- what the text box finds it by: pWORD, cWORD (search_words.py)
+    words                  text[]      not null, -- what the text box finds it by (search_words.py)
     primary key (workspace_id, id)
 );
--- For the bar's filters, latest activity first.
+-- For the bar's filters, latest activity first. What follows an id is for pairs: compared without a look at the row.
 create index on listing (workspace_id, last_activity_at, id);
 create index on listing (workspace_id, status, last_activity_at, id);
 create index on listing (workspace_id, channel, last_activity_at, id);
-create index on listing (workspace_id, sector_id, last_activity_at, id);
-create index on listing (workspace_id, agent_id, last_activity_at, id);
+create index on listing (workspace_id, sector_id, last_activity_at, id, agent_id);
+create index on listing (workspace_id, agent_id, last_activity_at, id, sector_id);
 create index on listing (workspace_id, bot, last_activity_at, id) where bot is not null;
 create index on listing (workspace_id, contact_id, last_activity_at, id);
 -- Open conversations are few: for the bar's pairs with a status.
@@ -109,15 +109,20 @@ create index on listing (workspace_id, sector_id, status, last_activity_at, id) 
 create index on listing (workspace_id, agent_id, status, last_activity_at, id) where status <> 'finalized';
 create index on listing (workspace_id, channel, status, last_activity_at, id) where status <> 'finalized';
 create index on listing (workspace_id, last_activity_at, id) where labels <> '{}';
+create index on listing (workspace_id, sector_id, last_activity_at, id) where labels <> '{}';
+create index on listing (workspace_id, agent_id, last_activity_at, id) where labels <> '{}';
+create index on listing (workspace_id, opened_at, id) where labels <> '{}';
+create index on listing (workspace_id, finalized_at, id) where labels <> '{}' and finalized_at is not null;
 create index on listing using gin (labels) where labels <> '{}';
 create index on listing using gin (agents) where agents <> '{}';
 create index on listing using gin (attributes jsonb_path_ops);
 create index on listing using gin (contact_attributes jsonb_path_ops);
 create index on listing using gin (array_to_tsvector(words));
 -- For the other sorts: what has no value follows in the order of ids.
-create index on listing (workspace_id, opened_at, id);
+create index on listing (workspace_id, opened_at, id, last_activity_at, sector_id, agent_id);
 create index on listing (workspace_id, episode_started_at, id);
-create index on listing (workspace_id, finalized_at, id) where finalized_at is not null;
+create index on listing (workspace_id, finalized_at, id, last_activity_at, opened_at, sector_id, agent_id)
+    where finalized_at is not null;
 create index on listing (workspace_id, id) where finalized_at is null;
 create index on listing (workspace_id, priority, id);
 create index on listing (workspace_id, waiting_since, id) where waiting_since is not null;
@@ -187,8 +192,6 @@ class ListingRow:
 COLUMNS = tuple(ListingRow.__slots__)
 SHOWN_COLUMNS = tuple(column for column in COLUMNS if column not in {"waiting_from", "words"})
 """Without those that are there to be searched and sorted by."""
-PROTOCOL_WORD, CONTACT_WORD = "p", "c"
-"""How a word says where it comes from: those of the contact are not for everybody to search."""
 _SELECT = ", ".join(f"listing.{column}" for column in COLUMNS)
 _JSON = tuple(COLUMNS.index(column) for column in ("contact_attributes", "attributes"))
 _values: Callable[[ListingRow], tuple[Any, ...]] = attrgetter(*COLUMNS)
@@ -354,12 +357,8 @@ def show_contact(row: ListingRow, contact: contacts.ContactRow | None) -> None:
     row.contact_phones = contact.phones if contact else []
     row.contact_emails = contact.emails if contact else []
     row.contact_attributes = contact.attributes if contact else {}
-    row.words = [PROTOCOL_WORD + term for term in search_terms(None, (), (), [row.protocol])]
-    row.words += _contact_words(row.contact_name, row.contact_phones, row.contact_emails)
-
-
-def _contact_words(name: str | None, phones: Sequence[str], emails: Sequence[str]) -> list[str]:
-    return [CONTACT_WORD + term for term in search_terms(name, phones, emails)]
+    row.words = protocol_terms(row.protocol)
+    row.words += contact_terms(row.contact_name, row.contact_phones, row.contact_emails)
 
 
 def _hold(row: ListingRow, owner: Owner, at: datetime) -> None:
@@ -459,7 +458,7 @@ def _show_changed_contacts(connection: psycopg.Connection[Any], changed: Sequenc
             " where workspace_id = %s and contact_id = %s",
             (
                 *(contact.name, contact.phones, contact.emails, Jsonb(contact.attributes)),
-                *(f"{PROTOCOL_WORD}%", _contact_words(contact.name, contact.phones, contact.emails)),
+                *(f"{PROTOCOL}%", contact_terms(contact.name, contact.phones, contact.emails)),
                 *(contact.workspace_id, contact.id),
             ),
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -32,8 +32,20 @@ from projections.filters import (
     looks_at_the_contact,
     plain,
 )
-from projections.listing import CONTACT_WORD, PRIORITY_RANKS, PROTOCOL_WORD, SHOWN_COLUMNS
-from projections.search_words import MAX_TERM, MIN_PHONE_DIGITS, asked_terms, digits, words
+from projections.listing import PRIORITY_RANKS, SHOWN_COLUMNS
+from projections.search_words import (
+    CONTACT,
+    MAX_TERM,
+    MIN_PHONE_DIGITS,
+    NO_TERMS,
+    PROTOCOL,
+    Query,
+    asked,
+    asked_of_name,
+    digits,
+    joined,
+    words,
+)
 
 Sql = tuple[str, list[Any]]
 """A text with placeholders and the values for them."""
@@ -86,7 +98,7 @@ def _compiled(wanted: Filter, caller: Caller, now: datetime, *, holds: bool = Tr
         case Not(filter=inner):
             return _compiled(inner, caller, now, holds=not holds)
         case _:
-            assert_never(filter)
+            assert_never(wanted)
 
 
 def _condition(condition: Condition, operator: Operator, caller: Caller, now: datetime) -> Sql:
@@ -100,28 +112,33 @@ def _condition(condition: Condition, operator: Operator, caller: Caller, now: da
     return _all(conditions)
 
 
-_WITH_WORDS = {
-    "protocol": PROTOCOL_WORD,
-    "contact.name": CONTACT_WORD,
-    "contact.email": CONTACT_WORD,
-    "contact.phone": CONTACT_WORD,
-}
-
-
 def _words_in(field: str, operator: Operator, value: Any) -> list[Sql]:
     """What holds wherever the condition does, and has an index: that there are words like those of ``value``."""
-    if field not in _WITH_WORDS or operator not in {Operator.IS, Operator.STARTS_WITH, Operator.CONTAINS}:
-        return []
-    if field == "contact.phone":
-        number = digits(value)[:MAX_TERM]
-        terms = [number] if len(number) >= MIN_PHONE_DIGITS else []
-    else:
-        terms = words(value) if operator is not Operator.CONTAINS else []
-    query = " & ".join(f"'{_WITH_WORDS[field]}{term}':*" for term in terms)
-    return [(_WORDS_MATCH, [query])] if terms else []
+    match field, operator:
+        case "contact.name", Operator.IS | Operator.STARTS_WITH:
+            lookup = asked_of_name(words(value)).lookup
+        case "contact.name", Operator.CONTAINS:
+            first, *others = words(value) or [""]
+            lookup = asked_of_name(others, ending=first).lookup
+        case (("protocol" | "contact.email"), Operator.IS | Operator.STARTS_WITH):
+            begins = joined(value)
+            lookup = f"'{PROTOCOL if field == 'protocol' else CONTACT}{begins}':*" if begins else ""
+        case "contact.phone", Operator.IS | Operator.STARTS_WITH | Operator.CONTAINS:
+            number = digits(value)[:MAX_TERM]
+            lookup = f"'{CONTACT}{number}':*" if len(number) >= MIN_PHONE_DIGITS else ""
+        case _:
+            return []
+    return [(_WORDS_MATCH, [lookup])] if lookup else []
 
 
 _WORDS_MATCH = "array_to_tsvector(words) @@ %s::tsquery"
+
+
+def _search(query: Query) -> Sql:
+    """Looked up, and compared without another look at the index."""
+    if query.lookup == query.exact:
+        return _WORDS_MATCH, [query.lookup]
+    return f"({_WORDS_MATCH} and ({_WORDS_MATCH}) is true)", [*query]
 
 
 def _on_the_row(field: str, operator: Operator, value: Any, now: datetime) -> Sql:
@@ -308,23 +325,22 @@ def _like(column: str, operator: Operator, value: str) -> Sql:
 
 
 def _text_search(text: str, caller: Caller) -> Sql:
-    """Each word begins a word of the protocol or of the contact; or a phone has these digits.
+    """What the protocol or the contact is found by (`projections.search_words`).
 
     The contact is looked at only where the caller may view contacts, or a search would tell what is not shown.
     """
-    terms = asked_terms(text)
-    if not terms:
+    either, protocol = asked(text), asked(text, of_contact=False)
+    if either is NO_TERMS:
         return NOTHING
-    protocol = " & ".join(f"'{PROTOCOL_WORD}{term}':*" for term in terms)
-    either = " & ".join(f"('{PROTOCOL_WORD}{term}':* | '{CONTACT_WORD}{term}':*)" for term in terms)
     match caller.scope(Permission.VIEW_CONTACT):
         case Scope.ALL:
-            return _WORDS_MATCH, [either]
+            return _search(either)
         case None:
-            return _WORDS_MATCH, [protocol]
+            return _search(protocol)
         case _:
-            may_look, scope = _all(visible(caller, Permission.VIEW_CONTACT)[1:])
-            return f"({_WORDS_MATCH} and ({_WORDS_MATCH} or {may_look}))", [either, protocol, *scope]
+            may_look = visible(caller, Permission.VIEW_CONTACT)[1:]
+            found = _any([(f"({_WORDS_MATCH}) is true", [protocol.exact]), *may_look])
+            return _all([_search(either), found])
 
 
 # Pages
@@ -353,6 +369,9 @@ _TYPES = {
     Sort.RESOLUTION: "float8",
 }
 NUMERIC = {Sort.WAITING, Sort.FIRST_RESPONSE, Sort.RESOLUTION}
+_NO_LATER_THAN_ACTIVITY = {
+    *(Sort.OPENED, Sort.FINALIZED, Sort.EPISODE_STARTED, Sort.WAITING_SINCE, Sort.UNANSWERED_SINCE),
+}
 NULLABLE = {Sort.FINALIZED, Sort.WAITING_SINCE, Sort.UNANSWERED_SINCE, Sort.FIRST_RESPONSE, Sort.RESOLUTION}
 
 
@@ -400,13 +419,30 @@ def _ordered(found: Sql, wanted: Page, column: str | None) -> Sql:
             conditions.append((f"id {beyond} %s", [after[1]]))
         order = f"id {direction}"
     else:
+        latest = _latest_activity(wanted.filter, wanted.now or datetime.now(UTC))
+        if latest is not None and wanted.sort in _NO_LATER_THAN_ACTIVITY:
+            conditions.append((f"{column} < %s", [latest]))
         if after is not None:
             type_ = _TYPES.get(wanted.sort, "timestamptz")
             conditions.append((f"({column}, id) {beyond} (%s::{type_}, %s)", list(after)))
         order = f"{column} {direction}, id {direction}"
-    text, values = _all(conditions)
     columns = f"{', '.join(SHOWN_COLUMNS)}, {f'{column}::text' if column else 'null'} as sort_value"
-    return _limited(f"select {columns} from listing where {text} order by {order}", values, wanted.limit)
+    return _in_order(wanted, (columns, []), _all(conditions), order)
+
+
+def _latest_activity(wanted: Filter, now: datetime) -> datetime | None:
+    """What ``wanted`` holds for was last active before; an index in the order of another time begins there."""
+    match wanted:
+        case Condition(field="last_activity", operator=Operator.BEFORE, value=value):
+            return cast("datetime", value)
+        case Condition(field="last_activity", operator=Operator.BETWEEN, value=(_, end)):
+            return cast("datetime", end)
+        case Condition(field="last_activity", operator=Operator.MORE_THAN_DAYS_AGO, value=days):
+            return now - timedelta(days=days)
+        case And(filters=filters):
+            return min((each for one in filters if (each := _latest_activity(one, now)) is not None), default=None)
+        case _:
+            return None
 
 
 def _by_wait(found: Sql, wanted: Page) -> Sql:
@@ -423,18 +459,63 @@ def _by_wait(found: Sql, wanted: Page) -> Sql:
         running.append((test, [began, began, id_]))
         over.append((f"(waiting_seconds, id) {beyond} (%s::float8, %s)", [seconds, id_]))
     columns = ", ".join(SHOWN_COLUMNS)
-    branches = []
-    for value, values, conditions, order in (
-        ("extract(epoch from %s - waiting_from)::float8", [now], running, f"waiting_from {earlier}, id {direction}"),
-        ("waiting_seconds", [], over, f"waiting_seconds {direction}, id {direction}"),
-    ):
-        text, more = _all(conditions)
-        statement = f"select {columns}, {value} as waited from listing where {text} order by {order}"
-        branches.append(_limited(statement, [*values, *more], wanted.limit))
+    branches = [
+        _in_order(wanted, (f"{columns}, {waited} as waited", values), _all(conditions), order)
+        for waited, values, conditions, order in (
+            (
+                "extract(epoch from %s - waiting_from)::float8",
+                [now],
+                running,
+                f"waiting_from {earlier}, id {direction}",
+            ),
+            ("waiting_seconds", [], over, f"waiting_seconds {direction}, id {direction}"),
+        )
+    ]
     union = " union all ".join(f"({text})" for text, _ in branches)
     text = f"select {columns}, waited::text as sort_value from ({union}) both_of_them"
     values = [value for _, values in branches for value in values]
     return _limited(f"{text} order by waited {direction}, id {direction}", values, wanted.limit)
+
+
+FEW = 2_000
+"""So many rows are sorted rather than met on the way through all rows in their order."""
+
+
+def _in_order(wanted: Page, columns: Sql, found: Sql, order: str) -> Sql:
+    """``columns`` of the first rows that are ``found``.
+
+    Where text is looked up, PostgreSQL cannot tell how many rows have it, and either plan is a hundred times the other:
+    what it finds is sorted if it is few rows, which is looked at first; else the rows are gone through in their order.
+    """
+    walk = f"select {columns[0]} from listing where {found[0]}"
+    if wanted.limit is None or not _looks_text_up(wanted.filter):
+        return _limited(f"{walk} order by {order}", [*columns[1], *found[1]], wanted.limit)
+    text = (
+        f"with found as materialized (select * from listing where {found[0]}),"
+        f" few as materialized (select count(*) <= {FEW} as is_so from (select from found limit {FEW + 1}) _)"
+        f" (select {columns[0]} from found where (select is_so from few) order by {order} limit %s)"
+        f" union all ({walk} and not (select is_so from few) order by {order} limit %s)"
+    )
+    return text, [*found[1], *columns[1], wanted.limit, *columns[1], *found[1], wanted.limit]
+
+
+_TELLING_LENGTH = 3
+
+
+def _looks_text_up(wanted: Filter) -> bool:
+    """Whether all that ``wanted`` holds for is found by a text that is not among the shortest."""
+    match wanted:
+        case Condition(field=field, operator=operator, value=value):
+            is_sought = field == "text" and operator is Operator.CONTAINS
+            return (is_sought or bool(_words_in(field, operator, value))) and len(joined(value)) >= _TELLING_LENGTH
+        case And(filters=filters):
+            return any(map(_looks_text_up, filters))
+        case Or(filters=filters):
+            return bool(filters) and all(map(_looks_text_up, filters))
+        case Not():
+            return False
+        case _:
+            assert_never(wanted)
 
 
 def _limited(text: str, values: list[Any], limit: int | None) -> Sql:

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from domain.envelope import RecordedEvent
+from projections.search_words import contact_terms, protocol_terms
 
 RANKS = {"low": 0, "normal": 1, "high": 2, "urgent": 3}
 OWNING = {
@@ -97,8 +98,8 @@ def row(events: Sequence[RecordedEvent], contacts: dict[UUID, dict[str, Any]]) -
         "version": last.version,
         "position": last.position,
         "words": [
-            *(f"p{term}" for term in sorted(_terms([first.event.protocol]))),
-            *(f"c{term}" for term in sorted(_contact_terms(contact["name"], contact["phones"], contact["emails"]))),
+            *protocol_terms(first.event.protocol),
+            *contact_terms(contact["name"], contact["phones"], contact["emails"]),
         ],
     }
 
@@ -191,38 +192,36 @@ def _distinct(values: Any) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-# The text box: words without accents, by their beginnings; digits of phones, anywhere
+# The text box: a name by the beginnings of its words, the rest from any word on, a phone from any digit on
 
 
 def _words(text: str) -> list[str]:
-    bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).lower()
+    bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
     return [word[:64] for word in "".join(c if c.isalnum() else " " for c in bare).split()]
 
 
-def _number(text: str) -> str:
-    """The digits of a text that looks like a phone number and has three at least."""
-    like = all(c in "0123456789()+-./" or c in " \t\n\r\f\v" for c in text)
-    found = "".join(c for c in text if c in "0123456789")[:64]
-    return found if like and len(found) >= 3 else ""
+def _from_any_word(text: str) -> list[str]:
+    found = _words(text)
+    return ["".join(found[start:])[:64] for start in range(len(found))]
 
 
-def _terms(texts: Iterable[str]) -> set[str]:
-    return {term for text in texts for term in (*_words(text), _number(text)) if term}
-
-
-def _contact_terms(name: str | None, phones: Iterable[str], emails: Iterable[str]) -> set[str]:
-    numbers = {"".join(c for c in phone if c in "0123456789")[:64] for phone in phones}
-    return _terms([name or "", *emails]) | {
-        number[start:] for number in numbers for start in range(len(number)) if start == 0 or len(number) - start >= 3
-    }
+def _from_any_digit(phone: str) -> list[str]:
+    number = "".join(c for c in phone if c in "0123456789")[:64]
+    return [number[start:] for start in range(len(number)) if start == 0 or len(number) - start >= 3]
 
 
 def found_by_text(text: str, row: dict[str, Any], *, sees_contact: bool) -> bool:
-    terms = _terms([row["protocol"]])
+    asked, whole = _words(text), "".join(_words(text))[:64]
+    others = _from_any_word(row["protocol"])
+    name: list[str] = []
     if sees_contact:
-        terms |= _contact_terms(row["contact_name"], row["contact_phones"], row["contact_emails"])
-    asked = [_number(text)] if _number(text) else _words(text)
-    return bool(asked) and all(any(term.startswith(each) for term in terms) for each in asked)
+        others += [found for email in row["contact_emails"] for found in _from_any_word(email)]
+        others += [found for phone in row["contact_phones"] for found in _from_any_digit(phone)]
+        name = _words(row["contact_name"] or "")
+    if not asked:
+        return False
+    by_name = all(any(word.startswith(each) for word in name) for each in asked)
+    return by_name or any(other.startswith(whole) for other in others)
 
 
 # Filters

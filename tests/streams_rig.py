@@ -58,7 +58,7 @@ def serving(postgres_url: str, *, patch: str = "", **settings: str) -> Iterator[
     ]
     try:
         running = Running(f"http://127.0.0.1:{port}", database_url, processes[0])
-        wait_until(lambda: is_ready(running.url), "the service is ready")
+        wait_until(lambda: is_ready(running.url), "the service is ready", seconds=120)
         yield running
     finally:
         for process in processes:

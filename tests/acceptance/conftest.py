@@ -191,7 +191,7 @@ def started(postgres_url: str, **settings: str) -> Iterator[Service]:
     ]
     try:
         running = Service(f"http://127.0.0.1:{port}", database_url)
-        wait_until(lambda: _caught_up(running.url), "the service is ready")
+        wait_until(lambda: _caught_up(running.url), "the service is ready", seconds=120)
         yield running
     finally:
         for process in processes:
