@@ -20,7 +20,7 @@ import psycopg
 from cachetools import LRUCache
 
 from adapters import codec
-from adapters.event_log import COLUMNS, EventRow, append, event_row
+from adapters.event_log import COLUMNS, HEAD, EventRow, append, event_row
 from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, WRITER_LIMITS, Role, connect
 from domain.commands import Command
 from domain.decider import DECIDERS, State, authorize, warnings_of
@@ -242,7 +242,7 @@ class CommandHandler:
         asked = [{"workspace_id": workspace_id, "key": key} for workspace_id, key in keys]
         with connection.pipeline():
             connection.execute(self.lock_statement, prepare=True)
-            head = connection.execute("select coalesce(max(position), 0), clock_timestamp() from events", prepare=True)
+            head = connection.execute(HEAD, prepare=True)
             streams = _read(connection, folded, stale) if stale else ()
             outcomes = connection.execute(_LOAD_OUTCOMES, (_json(asked),), prepare=True) if asked else None
         position, now = head.fetchone() or (0, None)

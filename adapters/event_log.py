@@ -40,6 +40,13 @@ class EventRow(NamedTuple):
 
 
 COLUMNS = ", ".join(EventRow._fields)
+HEAD = """
+select coalesce(max(position), 0), greatest(clock_timestamp(), max(recorded_at))
+from (select position, recorded_at from events order by position desc limit 1) last"""
+"""The last position, and the time at which what comes next is recorded, for who holds the append lock.
+
+Times of recording never go back, whatever the clock does: who asks how things stood at one asks for a position.
+"""
 COPY_TYPES = (
     *("int8", "uuid", "text", "uuid", "int8", "text", "bytea", "text", "text", "text"),
     *("timestamptz", "timestamptz", "uuid", "uuid", "text", "int2"),

@@ -40,7 +40,7 @@ from psycopg.rows import args_row
 from psycopg_pool import ConnectionPool
 
 from adapters import codec
-from adapters.event_log import EventLog, EventRow, append
+from adapters.event_log import HEAD, EventLog, EventRow, append
 from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, MIGRATION_LOCK, WRITER_LIMITS, Role, with_settings
 from domain.decider import DECIDERS, State
 from domain.envelope import SCHEMA_VERSION, Metadata, StreamType
@@ -361,9 +361,7 @@ class Recorder(_StreamReader, ApplicationRecorder):
         with connection.pipeline():
             connection.execute(f"select pg_advisory_xact_lock({APPEND_LOCK})", prepare=True)
             connection.execute(f"notify {LOG_CHANNEL}", prepare=True)
-            head = connection.execute(
-                "select coalesce(max(position), 0), clock_timestamp() from events", prepare=True
-            ).fetchone()
+            head = connection.execute(HEAD, prepare=True).fetchone()
         assert head is not None
         return head
 

@@ -25,6 +25,7 @@ from starlette.responses import Response, StreamingResponse
 
 from adapters.command_handler import UnavailableError
 from api.access import QUERY_PROBLEMS, needs, require
+from api.as_of import AsOf, look_back
 from api.listing import BarParameters, ConversationView, filter_of, sort_of
 from api.queries import Position, reading, wait_for
 from domain.permissions import Caller, Permission
@@ -61,6 +62,7 @@ class ExportParameters(BarParameters):
     at_least: Annotated[
         Position | None, Field(description="wait, briefly, until the listing has this position of a command's answer")
     ] = None
+    as_of: AsOf = None
 
 
 _CONTENT: dict[str, Any] = {
@@ -98,7 +100,9 @@ async def export_conversations(
         limit=None,
         permission=Permission.EXPORT,
         now=datetime.now(UTC),
+        as_of=wanted.as_of,
     )
+    await look_back(request, caller, wanted.as_of)
     await wait_for(request, "listing", wanted.at_least)
     written = _written(request, caller, asked, _as_csv if wanted.format == "csv" else _as_ndjson)
     first = await anext(written)  # what goes wrong before the first rows is still answered with a problem

@@ -18,9 +18,9 @@ from adapters.accesses import What, of_conversation, recording
 from adapters.codec import decode
 from api import demo
 from api.access import COMMAND_PROBLEMS, QUERY_PROBLEMS, needs
+from api.as_of import AsOf, Then, Version, as_it_stood, look_back, readable_until
 from api.history import HistoryPage, entry
 from api.queries import (
-    MAX_POSITION,
     AtLeast,
     Cursor,
     Limit,
@@ -46,7 +46,7 @@ from domain.events import (
     Slug,
     Status,
 )
-from domain.permissions import Caller, Permission, Scope, may
+from domain.permissions import Caller, Permission, may
 from projections.filters import (
     ATTRIBUTES,
     EVERYTHING,
@@ -188,6 +188,7 @@ class Paging(BaseModel):
     at_least: Annotated[
         Position | None, Field(description="wait, briefly, until the listing has this position of a command's answer")
     ] = None
+    as_of: AsOf = None
 
 
 class ListingParameters(Paging, BarParameters):
@@ -318,6 +319,7 @@ async def search_conversations(request: Request, caller: Viewer, wanted: Search)
 
 
 async def _page(request: Request, caller: Caller, filter_: Filter, wanted: Paging, place: str, sort: Sort) -> Response:
+    await look_back(request, caller, wanted.as_of, place)
     after, now = _resumed(wanted, place, sort)
     await wait_for(request, "listing", wanted.at_least)
     rows: list[dict[str, Any]] = []
@@ -328,6 +330,7 @@ async def _page(request: Request, caller: Caller, filter_: Filter, wanted: Pagin
         after=after,
         limit=wanted.limit + 1,  # to tell whether more follow
         now=now,
+        as_of=wanted.as_of,
     )
     for statement in pages(caller, asked):
         rows += await fetch(request, caller, *statement)
@@ -337,19 +340,24 @@ async def _page(request: Request, caller: Caller, filter_: Filter, wanted: Pagin
     cursor = None
     if more:
         last = rows[-1]
-        cursor = encode_cursor(sort, wanted.order, last["sort_value"] or "", last["id"], now.isoformat())
+        cursor = encode_cursor(sort, _order(wanted), last["sort_value"] or "", last["id"], now.isoformat())
     return as_json({"items": [shown(row, caller) for row in rows], "next": cursor})
+
+
+def _order(wanted: Paging) -> str:
+    """What the pages of one walk have in common, besides the sort."""
+    return wanted.order if wanted.as_of is None else f"{wanted.order} {wanted.as_of.astimezone(UTC).isoformat()}"
 
 
 def _resumed(wanted: Paging, place: str, sort: Sort) -> tuple[tuple[str | None, UUID] | None, datetime]:
     """Where the page begins, and the moment from which days and waits are counted: that of the first page."""
-    present = datetime.now(UTC)
+    present = wanted.as_of or datetime.now(UTC)
     parts = decode_cursor(wanted.cursor, str, str, str, UUID, str)
     if parts is None:
         return None, present
     sorted_by, order, value, id_, moment = parts
-    if (sorted_by, order) != (sort, wanted.order):
-        raise invalid("cursor", "belongs to another sort; start again without it", place)
+    if (sorted_by, order) != (sort, _order(wanted)):
+        raise invalid("cursor", "belongs to another sort or moment; start again without it", place)
     now = _moment(moment)
     if now is None or now > present or not _is_sort_value(sort, value):
         raise invalid("cursor", "is not one of ours; start again without it", place)
@@ -406,6 +414,7 @@ class Counting(BaseModel):
     at_least: Annotated[
         Position | None, Field(description="wait, briefly, until the listing has this position of a command's answer")
     ] = None
+    as_of: AsOf = None
 
 
 class CountsParameters(Counting, BarParameters):
@@ -424,6 +433,7 @@ async def count_conversations(
 ) -> Response:
     """How many you may see that fit the filters: per status and in total."""
     found = filter_of(wanted.model_copy(update={"status": []}))
+    await look_back(request, caller, wanted.as_of)
     return await _counts(request, caller, found, wanted, wanted.status or list(Status))
 
 
@@ -436,6 +446,7 @@ async def count_conversations(
 )
 async def count_found(request: Request, caller: Viewer, wanted: CountsSearch) -> Response:
     """How many you may see that fit a filter, which may nest: per status and in total."""
+    await look_back(request, caller, wanted.as_of, "body")
     return await _counts(request, caller, wanted.filter, wanted, list(Status))
 
 
@@ -443,7 +454,7 @@ async def _counts(
     request: Request, caller: Caller, filter_: Filter, wanted: Counting, statuses: list[Status]
 ) -> Response:
     await wait_for(request, "listing", wanted.at_least)
-    rows = await fetch(request, caller, *counts(caller, filter_, exact=wanted.exact))
+    rows = await fetch(request, caller, *counts(caller, filter_, exact=wanted.exact, as_of=wanted.as_of))
     found = dict.fromkeys((status.value for status in Status), 0) | {row["status"]: row["count"] for row in rows}
     total = sum(found[status] for status in set(statuses))
     per_status = {status: told(count, exact=wanted.exact) for status, count in found.items()}
@@ -469,10 +480,17 @@ async def get_conversation(
     request: Request,
     caller: Annotated[Caller, needs(Permission.VIEW)],
     at_least: AtLeast = None,
+    version: Version = None,
+    as_of: Then = None,
 ) -> Response:
-    """The conversation as the listing shows it, its version as the ETag."""
+    """The conversation as the listing shows it, its version as the ETag; or how it stood, for who may read its history.
+
+    How it stood is folded from the log: with its subject and attributes of that time, and the contact's details of now.
+    """
     await wait_for(request, "listing", at_least)
     row = await _visible(request, caller, id)
+    if version is not None or as_of is not None:
+        return as_json(shown(await as_it_stood(request, caller, row, version, as_of), caller))
     return as_json(shown(row, caller), {"ETag": f'"{row["version"]}"'})
 
 
@@ -519,22 +537,19 @@ async def get_messages(
         access,
         "select version, topic, data, occurred_at, recorded_at from events where workspace_id = %s and stream_id = %s"
         " and version > %s and version <= %s and topic = any(%s) order by version limit %s",
-        (caller.workspace_id, id, *after, _until(caller, conversation, Permission.VIEW), list(_DIRECTIONS), limit + 1),
+        (
+            caller.workspace_id,
+            id,
+            *after,
+            readable_until(caller, conversation, Permission.VIEW),
+            list(_DIRECTIONS),
+            limit + 1,
+        ),
     )
     rows = await fetch(request, caller, *statement)
     items = [_message(row) for row in rows[:limit]]
     more = len(rows) > limit
     return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})
-
-
-def _until(caller: Caller, conversation: dict[str, Any], permission: Permission) -> int:
-    """The last version that ``caller`` may read: where their reach ends somewhere, that of the row by which it is seen.
-
-    What came later, and the listing does not show yet, may be out of their scope.
-    """
-    version: int = conversation["version"]
-    everywhere = {caller.scope(Permission.VIEW), caller.scope(permission)} == {Scope.ALL}
-    return MAX_POSITION if everywhere else version
 
 
 def _message(row: dict[str, Any]) -> dict[str, Any]:
@@ -579,7 +594,7 @@ async def get_history(
         access,
         f"select {', '.join(HISTORY_COLUMNS)} from history"
         " where workspace_id = %s and stream_id = %s and version > %s and version <= %s order by version limit %s",
-        (caller.workspace_id, id, *after, _until(caller, conversation, Permission.READ_HISTORY), limit + 1),
+        (caller.workspace_id, id, *after, readable_until(caller, conversation, Permission.READ_HISTORY), limit + 1),
     )
     rows = await fetch(request, caller, *statement)
     more = len(rows) > limit

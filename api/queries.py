@@ -8,6 +8,7 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from time import monotonic
 from typing import Annotated, Any
 from uuid import UUID
@@ -111,6 +112,25 @@ async def wait_for(request: Request, read_model: str, position: int | None) -> N
         if monotonic() > deadline:
             msg = f"The listing has not reached position {position} yet; try again in a moment."
             raise ReadModelBehindError(msg)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.1)
+
+
+async def wait_until_recorded(request: Request, read_model: str, moment: datetime) -> None:
+    """Return once ``read_model`` has all that was recorded up to ``moment``: times of recording never go back.
+
+    Raises `ReadModelBehindError` after 3 seconds.
+    """
+    query = """
+        select (select recorded_at from events where position > m.position order by position limit 1) as following
+        from projection_positions m where name = %s"""
+    deadline, pause = monotonic() + WAIT_SECONDS, 0.005
+    while True:
+        [state] = await fetch_status(request, query, (read_model,))
+        if state["following"] is None or state["following"] > moment:
+            return
+        if monotonic() > deadline:
+            raise ReadModelBehindError("The listing does not reach up to this moment yet; try again shortly.")
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.1)
 

@@ -107,7 +107,7 @@ def _save_copies(
         rows.append(row)
     known = contacts.load(connection, {(person.workspace_id, person.id) for person in persons.values()})
     contacts.save(connection, [person for person in persons.values() if (person.workspace_id, person.id) not in known])
-    listing.save(connection, rows)
+    listing.save(connection, rows, ())
 
 
 def _person(like: ContactRow, id_: UUID, random: Random) -> ContactRow:

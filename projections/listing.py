@@ -43,7 +43,7 @@ from domain.events import (
     PriorityChanged,
     Status,
 )
-from projections import contacts
+from projections import contacts, past
 from projections.search_words import PROTOCOL, contact_terms, protocol_terms
 
 DDL = """
@@ -75,6 +75,7 @@ create table listing (
     outcome                text,
     episode                integer     not null,
     episode_started_at     timestamptz not null,
+    recorded_at            timestamptz not null, -- when its last event was
     waiting_since          timestamptz,          -- set while pending
     waiting_from           timestamptz,          -- waiting_since less waiting_seconds: where an unbroken wait began
     waiting_seconds        double precision not null, -- time spent pending in this episode, up to waiting_since
@@ -168,6 +169,7 @@ class ListingRow:
     outcome: str | None
     episode: int
     episode_started_at: datetime
+    recorded_at: datetime
     waiting_since: datetime | None
     waiting_from: datetime | None = None
     waiting_seconds: float = 0.0
@@ -190,15 +192,27 @@ class ListingRow:
 
 
 COLUMNS = tuple(ListingRow.__slots__)
-SHOWN_COLUMNS = tuple(column for column in COLUMNS if column not in {"waiting_from", "words"})
-"""Without those that are there to be searched and sorted by."""
+SHOWN_COLUMNS = tuple(column for column in COLUMNS if column not in {"recorded_at", "waiting_from", "words"})
+"""Without those that are there to be searched and sorted by, and to tell since when a row holds."""
 _SELECT = ", ".join(f"listing.{column}" for column in COLUMNS)
 _JSON = tuple(COLUMNS.index(column) for column in ("contact_attributes", "attributes"))
 _values: Callable[[ListingRow], tuple[Any, ...]] = attrgetter(*COLUMNS)
 _TYPES = (
     *("uuid", "uuid", "text", "text", "text", "uuid", "uuid", "text", "uuid", "text", "text[]", "text[]", "jsonb"),
     *("text", "int2", "text[]", "jsonb", "timestamptz", "text", "timestamptz", "timestamptz", "text", "text", "text"),
-    *("text", "int4", "timestamptz", "timestamptz", "timestamptz", "float8", "float8", "float8", "timestamptz", "int4"),
+    *(
+        "text",
+        "int4",
+        "timestamptz",
+        "timestamptz",
+        "timestamptz",
+        "timestamptz",
+        "float8",
+        "float8",
+        "float8",
+        "timestamptz",
+        "int4",
+    ),
     *("uuid[]", "uuid[]", "text[]", "text[]", "int4", "int4", "int4", "int4", "int4", "int8", "int8", "text[]"),
 )
 
@@ -210,8 +224,8 @@ class Listing:
     """The read model of conversations and their contacts."""
 
     name = "listing"
-    tables: tuple[str, ...] = ("listing", "contacts")
-    ddl = DDL + contacts.DDL
+    tables: tuple[str, ...] = ("listing", "contacts", "past")
+    ddl = DDL + contacts.DDL + past.DDL
 
     def apply(self, connection: psycopg.Connection[Any], events: Sequence[RecordedEvent]) -> None:
         """Fold ``events`` into the rows of the conversations and contacts that they are about."""
@@ -222,6 +236,7 @@ class Listing:
         rows = _load(connection, {(event.stream.workspace_id, event.stream.id) for event in conversations})
         people = contacts.load(connection, _contacts_of(about))
         changed: dict[contacts.Key, contacts.ContactRow] = {}
+        versions: list[past.Version] = []
         for recorded in about:
             key = (recorded.stream.workspace_id, recorded.stream.id)
             if recorded.stream.type is StreamType.CONTACT:
@@ -231,10 +246,11 @@ class Listing:
             if isinstance(event, ConversationOpened):
                 rows[key] = opened(recorded, event)
             row = rows[key]
+            versions += left_behind(row, recorded)
             fold(row, recorded, event)
             if isinstance(event, ConversationOpened | ContactReassigned):
                 show_contact(row, people.get((row.workspace_id, row.contact_id)))
-        save(connection, list(rows.values()))
+        save(connection, list(rows.values()), versions)
         contacts.save(connection, list(changed.values()))
         _show_changed_contacts(connection, [contact for contact in changed.values() if contact.version > 1])
 
@@ -287,14 +303,21 @@ def opened(recorded: RecordedEvent, event: ConversationOpened) -> ListingRow:
         outcome=None,
         episode=1,
         episode_started_at=at,
+        recorded_at=recorded.recorded_at,
         waiting_since=None,
     )
+
+
+def left_behind(row: ListingRow, recorded: RecordedEvent) -> list[past.Version]:
+    """What ``row`` leaves of itself when ``recorded`` changes it; of what came at one moment only the last remains."""
+    is_later = recorded.recorded_at > row.recorded_at
+    return [past.version_of(row, recorded.recorded_at)] if is_later else []
 
 
 def fold(row: ListingRow, recorded: RecordedEvent, event: ConversationEvent) -> None:
     """Change ``row`` by one event of its conversation."""
     at, actor = recorded.metadata.occurred_at, recorded.metadata.actor
-    row.version, row.position = recorded.version, recorded.position
+    row.version, row.position, row.recorded_at = recorded.version, recorded.position, recorded.recorded_at
     row.last_activity_at = max(row.last_activity_at, at)
     if actor.kind is ActorKind.AGENT:
         row.unread = 0
@@ -434,8 +457,12 @@ def _load(connection: psycopg.Connection[Any], keys: set[Key]) -> dict[Key, List
         return {(row[0], row[1]): ListingRow(*row) for row in cursor}
 
 
-def save(connection: psycopg.Connection[Any], rows: Sequence[ListingRow]) -> None:
-    """Put ``rows`` in the place of those with the same keys: nearly every index changes, so an update saves nothing."""
+def save(connection: psycopg.Connection[Any], rows: Sequence[ListingRow], versions: Sequence[past.Version]) -> None:
+    """Put ``rows`` in the place of those with the same keys, and ``versions`` with the past.
+
+    Nearly every index of a row changes, so an update would save nothing.
+    """
+    past.save(connection, versions)
     connection.execute(
         "delete from listing using unnest(%s::uuid[], %s::uuid[]) as gone (w, i) where workspace_id = w and id = i",
         ([row.workspace_id for row in rows], [row.id for row in rows]),

@@ -7,7 +7,7 @@ Invariant: every query names the workspace and the caller's scope; values are pa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, assert_never, cast
@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 from domain.events import Owner, Priority, Status
 from domain.permissions import Caller, Permission, Scope, may
+from projections import past
 from projections.filters import (
     ATTRIBUTES,
     EVERYTHING,
@@ -73,43 +74,76 @@ _COLUMNS = _CONTACT_COLUMNS | {
 _ARRAYS = {Kind.IDS: "uuid", Kind.ID: "uuid", Kind.COUNT: "bigint", Kind.DURATION: "float8", Kind.RANK: "smallint"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who asks, and for which moment."""
+
+    caller: Caller
+    now: datetime
+    """From which days and running waits are counted."""
+    is_past: bool
+    """Whether it is about rows as they stood at that moment."""
+
+    def reach(self, permission: Permission) -> list[Sql]:
+        """What makes a conversation one that the caller has ``permission`` on: as it is now, however it was."""
+        conditions = visible(self.caller, permission)[1:]
+        return [self.of_now(conditions)] if conditions and self.is_past else conditions
+
+    def of_now(self, conditions: Sequence[Sql]) -> Sql:
+        """That ``conditions`` hold for the conversation's row of now."""
+        text, values = _all([visible(self.caller)[0], *conditions])
+        return f"id in (select id from listing where {text})", values
+
+
 def where(
-    caller: Caller, wanted: Filter, permission: Permission = Permission.VIEW, *, now: datetime | None = None
+    caller: Caller,
+    wanted: Filter,
+    permission: Permission = Permission.VIEW,
+    *,
+    now: datetime | None = None,
+    as_of: datetime | None = None,
 ) -> Sql:
     """The condition on ``listing`` for what ``caller`` may see, has ``permission`` on, and ``wanted`` holds for.
 
-    ``now`` is the moment from which days and running waits are counted; the present one unless it is given.
+    ``now`` is the moment from which days and running waits are counted; the present one unless it is given. With
+    ``as_of`` it is that, and the condition is on rows that held then, of conversations whose history they may read.
     """
-    allowed = [*visible(caller)]
-    if permission is not Permission.VIEW:
-        allowed += visible(caller, permission)[1:]
-    return _all([*allowed, _compiled(wanted, caller, now or datetime.now(UTC))])
+    asked = _Asked(caller, as_of or now or datetime.now(UTC), is_past=as_of is not None)
+    permissions = {Permission.VIEW: None, permission: None} | ({Permission.READ_HISTORY: None} if as_of else {})
+    reach = [condition for each in permissions for condition in asked.reach(each)]
+    return _all([visible(caller)[0], *reach, _compiled(wanted, asked)])
 
 
-def _compiled(wanted: Filter, caller: Caller, now: datetime, *, holds: bool = True) -> Sql:
+def _compiled(wanted: Filter, asked: _Asked, *, holds: bool = True) -> Sql:
     """``wanted`` as SQL, or its opposite unless it ``holds``; null counts as false, and is found at no other place."""
     match wanted:
         case Condition(operator=operator):
-            positive = _condition(wanted, NEGATIONS.get(operator, operator), caller, now)
+            positive = _condition(wanted, NEGATIONS.get(operator, operator), asked)
             return positive if holds is (operator not in NEGATIONS) else (f"({positive[0]}) is not true", positive[1])
         case And(filters=filters) | Or(filters=filters):
             combine = _all if isinstance(wanted, And) is holds else _any
-            return combine([_compiled(each, caller, now, holds=holds) for each in filters])
+            return combine([_compiled(each, asked, holds=holds) for each in filters])
         case Not(filter=inner):
-            return _compiled(inner, caller, now, holds=not holds)
+            return _compiled(inner, asked, holds=not holds)
         case _:
             assert_never(wanted)
 
 
-def _condition(condition: Condition, operator: Operator, caller: Caller, now: datetime) -> Sql:
+def _condition(condition: Condition, operator: Operator, asked: _Asked) -> Sql:
     """``condition`` with ``operator``, which is no negation, in place of its own."""
     field, value = condition.field, condition.value
+    if asked.is_past and (field in _READ_NOW or kind_of(field) is Kind.ATTRIBUTE or looks_at_the_contact(field)):
+        return asked.of_now([_condition(condition, operator, replace(asked, is_past=False))])
     if field == "text":
-        return _text_search(value, caller)
-    conditions = [*_words_in(field, operator, value), _on_the_row(field, operator, value, now)]
+        return _text_search(value, asked.caller)
+    conditions = [*_words_in(field, operator, value), _on_the_row(field, operator, value, asked.now)]
     if looks_at_the_contact(field):  # elsewhere the contact is not shown: there is nothing for it to compare
-        conditions += visible(caller, Permission.VIEW_CONTACT)[1:]
+        conditions += asked.reach(Permission.VIEW_CONTACT)
     return _all(conditions)
+
+
+_READ_NOW = {"text", "protocol", "subject"}
+"""With the contact's details and attributes: what a version of the past does not hold, because it can name a person."""
 
 
 def _words_in(field: str, operator: Operator, value: Any) -> list[Sql]:
@@ -389,6 +423,8 @@ class Page:
     permission: Permission = Permission.VIEW
     now: datetime | None = None
     """The moment from which days and running waits are counted: the same on all pages."""
+    as_of: datetime | None = None
+    """The moment at which the rows held; None: those of now."""
 
 
 def pages(caller: Caller, wanted: Page) -> list[Sql]:
@@ -396,38 +432,90 @@ def pages(caller: Caller, wanted: Page) -> list[Sql]:
 
     What has no sort value stands in a statement of its own, after all that have one: so each follows an index.
     """
-    found = where(caller, wanted.filter, wanted.permission, now=wanted.now)
+    sources = _sources(caller, wanted)
     if wanted.sort is Sort.WAITING:
-        return [_by_wait(found, wanted)]
-    column, after = wanted.sort.value, wanted.after
-    with_value = _ordered(found, wanted, f"{column}")
+        return [_by_wait(sources, wanted)]
+    after = wanted.after
+    with_value = _ordered(sources, wanted, wanted.sort.value)
     if wanted.sort not in NULLABLE:
         return [with_value]
-    without = _ordered(found, wanted, None)
+    without = _ordered(sources, wanted, None)
     return [without] if after is not None and after[0] is None else [with_value, without]
 
 
-def _ordered(found: Sql, wanted: Page, column: str | None) -> Sql:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A table to find rows in, called ``listing``."""
+
+    table: str
+    columns: Sql
+    condition: Sql
+    until: datetime | None = None
+    """A time that no row's times are beyond, but for clocks that disagree: so an index need not begin at its end."""
+
+
+def _sources(caller: Caller, wanted: Page) -> list[_Source]:
+    """Where the rows are: in the listing; of a moment that is past, also among the versions that held then.
+
+    These come first: a rebuild takes the tables in that order.
+    """
+    found = where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of)
+    if wanted.as_of is None:
+        return [_Source("listing", (", ".join(SHOWN_COLUMNS), []), found)]
+    # Where the present owner decides on what is shown, and not the one of then, it is decided here.
+    sees = _all(_Asked(caller, wanted.as_of, is_past=True).reach(Permission.VIEW_CONTACT))
+    seen = f"{sees[0]} as sees_contact"
+    then = (", ".join((*map(_then, SHOWN_COLUMNS), seen)), sees[1])
+    now = (", ".join((*SHOWN_COLUMNS, seen)), sees[1])
+    held, unchanged = _held(wanted.as_of)
+    return [
+        _Source("past listing", then, _all([held, found])),
+        _Source("listing", now, _all([unchanged, found]), wanted.as_of + timedelta(days=1)),
+    ]
+
+
+def _held(as_of: datetime) -> tuple[Sql, Sql]:
+    """The conditions on the past and on the listing for rows that held then."""
+    return past.held_at(as_of), ("recorded_at <= %s", [as_of])
+
+
+def _then(column: str) -> str:
+    """``column`` of a version of the past; of what it does not hold, that of now."""
+    if column in past.COLUMNS:
+        return column
+    now = "from listing now where now.workspace_id = listing.workspace_id and now.id = listing.id"
+    return f"(select now.{column} {now}) as {column}"
+
+
+def _ordered(sources: Sequence[_Source], wanted: Page, column: str | None) -> Sql:
     """The rows that have a value in ``column``, in its order; None: those that have none, in the order of ids."""
     direction, beyond = ("desc", "<") if wanted.descending else ("asc", ">")
-    conditions = [found]
+    conditions: list[Sql] = []
     if wanted.sort in NULLABLE:
         conditions.append((f"{wanted.sort.value} is {'' if column is None else 'not '}null", []))
     after = wanted.after
+    type_ = _TYPES.get(wanted.sort, "timestamptz")
     if column is None:
         if after is not None and after[0] is None:
             conditions.append((f"id {beyond} %s", [after[1]]))
         order = f"id {direction}"
     else:
-        latest = _latest_activity(wanted.filter, wanted.now or datetime.now(UTC))
+        latest = _latest_activity(wanted.filter, wanted.as_of or wanted.now or datetime.now(UTC))
         if latest is not None and wanted.sort in _NO_LATER_THAN_ACTIVITY:
             conditions.append((f"{column} < %s", [latest]))
         if after is not None:
-            type_ = _TYPES.get(wanted.sort, "timestamptz")
             conditions.append((f"({column}, id) {beyond} (%s::{type_}, %s)", list(after)))
         order = f"{column} {direction}, id {direction}"
-    columns = f"{', '.join(SHOWN_COLUMNS)}, {f'{column}::text' if column else 'null'} as sort_value"
-    return _in_order(wanted, (columns, []), _all(conditions), order)
+    branches = []
+    for source in sources:
+        bound = [(f"{column} <= %s", [source.until])] if source.until and column and type_ == "timestamptz" else []
+        columns = f"{source.columns[0]}, {f'{column}::text' if column else 'null'} as sort_value"
+        found = _all([source.condition, *conditions, *bound])
+        branches.append(_in_order(wanted, source, (columns, source.columns[1]), found, order))
+    if len(branches) == 1:
+        return branches[0]
+    union, values = _union(branches)
+    return _limited(f"select * from {union} listing order by {order}", values, wanted.limit)
 
 
 def _latest_activity(wanted: Filter, now: datetime) -> datetime | None:
@@ -445,12 +533,13 @@ def _latest_activity(wanted: Filter, now: datetime) -> datetime | None:
             return None
 
 
-def _by_wait(found: Sql, wanted: Page) -> Sql:
+def _by_wait(sources: Sequence[_Source], wanted: Page) -> Sql:
     """Waits that go on, merged with those that are over, each in the order of an index."""
-    now = wanted.now or datetime.now(UTC)
+    now = wanted.as_of or wanted.now or datetime.now(UTC)
     direction, beyond = ("desc", "<") if wanted.descending else ("asc", ">")
     earlier, since = ("asc", ">") if wanted.descending else ("desc", "<")
-    running, over = [found, ("waiting_from is not null", [])], [found, ("waiting_from is null", [])]
+    running: list[Sql] = [("waiting_from is not null", [])]
+    over: list[Sql] = [("waiting_from is null", [])]
     if wanted.after is not None:
         seconds, id_ = float(wanted.after[0] or 0), wanted.after[1]
         began = _earlier(now, seconds)
@@ -458,10 +547,9 @@ def _by_wait(found: Sql, wanted: Page) -> Sql:
         test = f"waiting_from {since}= %s and (waiting_from {since} %s or id {beyond} %s)"
         running.append((test, [began, began, id_]))
         over.append((f"(waiting_seconds, id) {beyond} (%s::float8, %s)", [seconds, id_]))
-    columns = ", ".join(SHOWN_COLUMNS)
-    branches = [
-        _in_order(wanted, (f"{columns}, {waited} as waited", values), _all(conditions), order)
-        for waited, values, conditions, order in (
+    branches = []
+    for source in sources:
+        for value, given, conditions, order in (
             (
                 "extract(epoch from %s - waiting_from)::float8",
                 [now],
@@ -469,11 +557,11 @@ def _by_wait(found: Sql, wanted: Page) -> Sql:
                 f"waiting_from {earlier}, id {direction}",
             ),
             ("waiting_seconds", [], over, f"waiting_seconds {direction}, id {direction}"),
-        )
-    ]
-    union = " union all ".join(f"({text})" for text, _ in branches)
-    text = f"select {columns}, waited::text as sort_value from ({union}) both_of_them"
-    values = [value for _, values in branches for value in values]
+        ):
+            columns = (f"{source.columns[0]}, {value} as waited", [*source.columns[1], *given])
+            branches.append(_in_order(wanted, source, columns, _all([source.condition, *conditions]), order))
+    union, values = _union(branches)
+    text = f"select *, waited::text as sort_value from {union} listing"
     return _limited(f"{text} order by waited {direction}, id {direction}", values, wanted.limit)
 
 
@@ -481,14 +569,14 @@ FEW = 2_000
 """So many rows are sorted rather than met on the way through all rows in their order."""
 
 
-def _in_order(wanted: Page, columns: Sql, found: Sql, order: str) -> Sql:
+def _in_order(wanted: Page, source: _Source, columns: Sql, found: Sql, order: str) -> Sql:
     """``columns`` of the first rows that are ``found``.
 
     Where text is looked up, PostgreSQL cannot tell how many rows have it, and either plan is a hundred times the other:
     what it finds is sorted if it is few rows, which is looked at first; else the rows are gone through in their order.
     """
-    walk = f"select {columns[0]} from listing where {found[0]}"
-    if wanted.limit is None or not _looks_text_up(wanted.filter):
+    walk = f"select {columns[0]} from {source.table} where {found[0]}"
+    if wanted.limit is None or wanted.as_of is not None or not _looks_text_up(wanted.filter):
         return _limited(f"{walk} order by {order}", [*columns[1], *found[1]], wanted.limit)
     text = (
         f"with found as materialized (select * from listing where {found[0]}),"
@@ -533,15 +621,34 @@ def one(caller: Caller, id_: UUID) -> Sql:
 COUNTED_TO = 10_000
 
 
-def counts(caller: Caller, wanted: Filter, *, exact: bool = False, now: datetime | None = None) -> Sql:
+def counts(
+    caller: Caller,
+    wanted: Filter,
+    *,
+    exact: bool = False,
+    now: datetime | None = None,
+    as_of: datetime | None = None,
+) -> Sql:
     """The statement for how many rows fit in each status; unless ``exact`` up to one more than `COUNTED_TO`."""
-    text, values = where(caller, wanted, now=now)
+    found = where(caller, wanted, now=now, as_of=as_of)
+    sources = [("listing", found)]
+    if as_of is not None:
+        held, unchanged = _held(as_of)
+        sources = [("past listing", _all([held, found])), ("listing", _all([unchanged, found]))]
     if exact:
-        return f"select status, count(*) as count from listing where {text} group by status", values
-    each = f"select %s as status, count(*) as count from (select from listing where {text} and status = %s limit %s) _"
-    statements = [each] * len(Status)
-    found = [value for status in Status for value in (status.value, *values, status.value, COUNTED_TO + 1)]
-    return " union all ".join(statements), found
+        rows = _union([(f"select status from {table} where {text}", values) for table, (text, values) in sources])
+        return f"select status, count(*) as count from {rows[0]} listing group by status", rows[1]
+    each = []
+    for status in Status:
+        fitting = [
+            (f"select from {table} where {text} and status = %s limit %s", [*values, status.value, COUNTED_TO + 1])
+            for table, (text, values) in sources
+        ]
+        text, values = _union(fitting)
+        some = f"(select from {text} listing limit %s)"
+        each.append((f"select %s as status, count(*) as count from {some} _", [status.value, *values, COUNTED_TO + 1]))
+    text, values = _joined(" union all ", each)
+    return text, values
 
 
 # Scope
@@ -567,10 +674,13 @@ def visible(caller: Caller, permission: Permission = Permission.VIEW) -> list[Sq
 
 def shown(row: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
     """A row as ``caller`` sees it: the contact's details only with the permission for them."""
-    hidden = {"workspace_id", "sort_value", "waiting_from", "words"}
+    hidden = {"workspace_id", "recorded_at", "sort_value", "waited", "waiting_from", "words", "sees_contact"}
     view = {key: value for key, value in row.items() if key not in hidden}
     view["priority"] = list(Priority)[row["priority"]].value
-    if not may(caller, Permission.VIEW_CONTACT, owner_of(row)):
+    sees_contact = row.get("sees_contact")
+    if sees_contact is None:
+        sees_contact = may(caller, Permission.VIEW_CONTACT, owner_of(row))
+    if not sees_contact:
         view |= {"contact_name": None, "contact_phones": [], "contact_emails": [], "contact_attributes": {}}
     return view
 
@@ -588,6 +698,12 @@ def _any(conditions: Sequence[Sql]) -> Sql:
     return _joined(" or ", conditions) if conditions else NOTHING
 
 
-def _joined(by: str, conditions: Sequence[Sql]) -> Sql:
-    text = by.join(text for text, _ in conditions)
-    return text if len(conditions) == 1 else f"({text})", [value for _, values in conditions for value in values]
+def _union(statements: Sequence[Sql]) -> Sql:
+    """All rows of ``statements``, in brackets."""
+    text, values = _joined(" union all ", [(f"({text})", values) for text, values in statements])
+    return (text if len(statements) > 1 else f"({text})"), values
+
+
+def _joined(by: str, parts: Sequence[Sql]) -> Sql:
+    text = by.join(text for text, _ in parts)
+    return text if len(parts) == 1 else f"({text})", [value for _, values in parts for value in values]

@@ -4,6 +4,7 @@ import gc
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from adapters.rebuild import rebuild
 from domain.decider import DECIDERS
 from domain.envelope import RecordedEvent, Stream, StreamType
 from domain.events import ContactReassigned, ConversationOpened
+from projections import past
 
 
 def all_events(database: str) -> list[RecordedEvent]:
@@ -46,6 +48,28 @@ def naive_rows(events: list[RecordedEvent]) -> Iterator[dict[str, Any]]:
     for stream, theirs in streams.items():
         if stream.type is StreamType.CONVERSATION:
             yield row(theirs, contacts)
+
+
+def naive_past(events: list[RecordedEvent]) -> Iterator[tuple[dict[str, Any], datetime]]:
+    """Each row as it was before something was recorded at a later time, and that time; contacts unknown."""
+    streams: dict[Stream, list[RecordedEvent]] = defaultdict(list)
+    for event in events:
+        if event.stream.type is StreamType.CONVERSATION:
+            streams[event.stream].append(event)
+    nobody = defaultdict(lambda: {"name": None, "phones": [], "emails": [], "attributes": {}})
+    for theirs in streams.values():
+        for number, (event, following) in enumerate(pairwise(theirs), start=1):
+            if following.recorded_at > event.recorded_at:
+                yield row(theirs[:number], nobody), following.recorded_at
+
+
+def past_of(found: dict[str, Any], until: datetime) -> dict[str, Any]:
+    """The version that ``found`` leaves."""
+    return {
+        **{column: value for column, value in found.items() if column in past.COLUMNS},
+        "until": until,
+        "node": past.fork(found["recorded_at"], until),
+    }
 
 
 def naive_timeline(events: list[RecordedEvent]) -> Iterator[tuple[UUID, datetime, int]]:
@@ -82,6 +106,8 @@ def _compare(database: str) -> int:
     naive = sorted(naive_rows(events), key=lambda found: found["id"])
     for found, expected in zip(live["listing"][0], naive, strict=True):
         assert found == expected
+    versions = {(found["id"], found["until"]): found for found in live["listing"][2]}
+    assert versions == {(found["id"], until): past_of(found, until) for found, until in naive_past(events)}
     history = live["history"][0]
     assert [found["position"] for found in history] == [event.position for event in events]
     by_stream: dict[UUID, list[RecordedEvent]] = defaultdict(list)

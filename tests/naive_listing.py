@@ -72,6 +72,7 @@ def row(events: Sequence[RecordedEvent], contacts: dict[UUID, dict[str, Any]]) -
         "outcome": end and getattr(end.event, "outcome", None),
         "episode": sum(topic(e) == "conversation-reopened.v1" for e in events) + 1,
         "episode_started_at": at(episode[0]),
+        "recorded_at": last.recorded_at,
         "waiting_since": pending_since,
         "waiting_from": pending_since and pending_since - timedelta(seconds=waited),
         "waiting_seconds": waited,
