@@ -14,10 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from adapters.schemas import CONVERSATION_EVENTS, STATE_TYPE, document, schemas
-from api.settings import Settings
+from api.settings import SCHEMA_SUFFIX, Settings, schema_base
 from domain.events import ContactErased, Surface
 
-SCHEMA_SUFFIX = ".json"
 UUID_PATTERN = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 TOMBSTONE = ContactErased.TOPIC
 KAFKA_BINDING = "0.5.0"
@@ -34,11 +33,6 @@ may.
 A broker that dies in the middle of a commit may make a record appear again. `ce_sequence` is the version in the
 conversation, without gaps: skip what is not above the last one that you have.
 """
-
-
-def schema_base(settings: Settings) -> str:
-    """What stands before a schema's name in its address."""
-    return f"{(settings.public_url or f'http://{settings.host}:{settings.port}').rstrip('/')}/schemas/"
 
 
 def asyncapi(settings: Settings) -> dict[str, Any]:

@@ -17,6 +17,7 @@ PREFIX = "CONVERSAS_"
 NOT_SETTINGS = {"CONVERSAS_SUPERVISOR_PID", "CONVERSAS_CAMPAIGN", "CONVERSAS_WITNESS_TOKEN"}
 """What the supervisor tells its children, and what the long fault campaigns are switched on with."""
 SHORTEST_TOKEN = 16
+SCHEMA_SUFFIX = ".json"
 _URL = r"^(https://[!-?A-~]+|http://(127\.0\.0\.1|localhost|\[::1\])([:/][!-?A-~]*)?)$"
 """What comes from there must not be changed on the way."""
 _ALGORITHM = "((RS|PS|ES)(256|384|512)|EdDSA)"
@@ -212,6 +213,11 @@ def _misspelt() -> list[str]:
             close = difflib.get_close_matches(name.upper(), known, 1)
             found.append(f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else ""))
     return found
+
+
+def schema_base(settings: Settings) -> str:
+    """What stands before a schema's name in its address."""
+    return f"{(settings.public_url or f'http://{settings.host}:{settings.port}').rstrip('/')}/schemas/"
 
 
 def kafka_security(settings: Settings) -> dict[str, Any]:

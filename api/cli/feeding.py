@@ -9,9 +9,8 @@ import typer
 
 from adapters.event_log import EventLog
 from adapters.postgres import Role
-from api.asyncapi import SCHEMA_SUFFIX, schema_base
 from api.cli.shell import app, database, load_settings, out
-from api.settings import PREFIX, Settings, kafka_security
+from api.settings import PREFIX, SCHEMA_SUFFIX, Settings, kafka_security, schema_base
 from api.supervisor import stop_on_signals
 
 if TYPE_CHECKING:

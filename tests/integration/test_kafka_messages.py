@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 
 from adapters.schemas import CONVERSATION_EVENTS, STATE_TYPE
 from api import asyncapi
-from api.settings import Settings
+from api.settings import SCHEMA_SUFFIX, Settings, schema_base
 from domain.envelope import RecordedEvent, Stream, StreamType
 from domain.events import EVENTS, ContactErased
 
@@ -59,9 +59,7 @@ def every_event() -> list[RecordedEvent]:
 @pytest.fixture(scope="module")
 def messages(kafka_bootstrap: str, postgres_url: str) -> list[Message]:
     """All that is on the topics after every event was published."""
-    settings = make_settings(
-        kafka_bootstrap, schema_base=asyncapi.schema_base(API), schema_suffix=asyncapi.SCHEMA_SUFFIX
-    )
+    settings = make_settings(kafka_bootstrap, schema_base=schema_base(API), schema_suffix=SCHEMA_SUFFIX)
     keep_all(settings)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("create database messages template template_conversas")
