@@ -1,4 +1,4 @@
-"""What all tests share: one real PostgreSQL for the session and a fresh, migrated database for each test that asks."""
+"""What all tests share: a real PostgreSQL per worker, one Kafka for all, and a fresh, migrated database per test."""
 
 import itertools
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from kafka_for_all import KafkaUnavailableError, shared_broker
 from psycopg.conninfo import make_conninfo
 
 from adapters.postgres import embedded, migrate
@@ -22,8 +23,37 @@ def postgres_url() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="conversas-pg-") as directory, embedded(Path(directory) / "pg") as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("create database template_conversas")
+            # It goes with the tests; what a crash of the server leaves is tested on `mortal_postgres`.
+            connection.execute("alter system set fsync = off")
+            connection.execute("alter system set full_page_writes = off")
+            connection.execute("select pg_reload_conf()")
         migrate(make_conninfo(url, dbname="template_conversas"))
         yield url
+
+
+FIRST = ("test_whole_way.py", "faults", "integration")
+"""Where a test takes long: begun first, so that all workers end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those of `FIRST` come before all others; the tests of a file stay together."""
+    ranks = {name: rank for rank, name in enumerate(FIRST)}
+    items.sort(key=lambda item: min(ranks.get(name, len(FIRST)) for name in (item.path.name, item.path.parent.name)))
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a Kafka that no test harms; CONVERSAS_KAFKA_BOOTSTRAP_SERVERS names another than our own."""
+    given = os.environ.get("CONVERSAS_KAFKA_BOOTSTRAP_SERVERS")
+    if given:
+        yield given
+        return
+    base = tmp_path_factory.getbasetemp()
+    try:
+        with shared_broker((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kafka") as address:
+            yield address
+    except KafkaUnavailableError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
 
 
 _numbers = itertools.count(1)

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -46,8 +46,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka import KafkaConsumer, TopicPartition
 
-    from adapters.kafka_broker import KafkaBroker, KafkaUnavailableError
-
 pytestmark = [
     pytest.mark.faults,
     # kafka-python leaves each socket whose connect was refused to the garbage collector, without closing it.
@@ -58,7 +56,6 @@ TOKEN = "cvs_fault-tests-admin"
 CLIENTS = 6
 KILLS = 210 if CAMPAIGN else 10
 CRASHES = 20 if CAMPAIGN else 2
-EVENTS_TOPIC = "conversations.events.v1"
 
 
 # Our processes, killed and started again
@@ -228,7 +225,7 @@ def assert_acknowledged_once(conninfo: str, directory: Path) -> int:
     return len(journal)
 
 
-def assert_published_once(conninfo: str, bootstrap: str) -> int:
+def assert_published_once(conninfo: str, bootstrap: str, topic: str) -> int:
     """A `read_committed` consumer sees each conversation event once, and those of a conversation in order."""
     expected: dict[str, list[str]] = defaultdict(list)
     events = query(
@@ -247,8 +244,8 @@ def assert_published_once(conninfo: str, bootstrap: str) -> int:
             enable_auto_commit=False,
         )
     ) as consumer:
-        numbers = consumer.partitions_for_topic(EVENTS_TOPIC) or set()
-        consumer.assign([TopicPartition(EVENTS_TOPIC, number) for number in numbers])
+        numbers = consumer.partitions_for_topic(topic) or set()
+        consumer.assign([TopicPartition(topic, number) for number in numbers])
         quiet_since = time.monotonic()
         # Whatever comes too often would come in the second after the last one that is expected.
         while time.monotonic() < deadline and (count < len(events) or time.monotonic() < quiet_since + 1):
@@ -274,7 +271,7 @@ def service_under_load(
     environment = {"CONVERSAS_DATABASE_URL": conninfo, "CONVERSAS_PORT": str(port), **more}
     with Services(commands, environment, directory) as services:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: is_ready(url), "the API is ready")
+        wait_until(lambda: is_ready(url), "the API is ready", 120)
         with load(url, directory) as clients:
             yield services, clients
         assert [client.failure for client in clients if client.failure] == []
@@ -296,13 +293,12 @@ def kill_at_random(kills: int, kill: Callable[[str], object], victims: Sequence[
     time.sleep(1)
 
 
-def kill_at_work(kills: int, services: Services, victim: str, clients: Sequence[Client]) -> None:
+def kill_at_work(services: Services, victim: str, clients: Sequence[Client]) -> None:
     """`kill` one while commands are being acknowledged and it has had the time to start."""
-    for _ in range(kills):
-        time.sleep(2 + random.random())  # of starting
-        before = sum(client.acknowledged for client in clients)
-        wait_until(lambda: sum(client.acknowledged for client in clients) > before + 20, "commands are acknowledged")  # noqa: B023
-        services.kill(victim)
+    time.sleep(2 + random.random())  # of starting
+    before = sum(client.acknowledged for client in clients)
+    wait_until(lambda: sum(client.acknowledged for client in clients) > before + 20, "commands are acknowledged")
+    services.kill(victim)
 
 
 def report(what: str, started: float, commands: int, clients: Sequence[Client]) -> None:
@@ -314,31 +310,23 @@ def report(what: str, started: float, commands: int, clients: Sequence[Client]) 
 # The tests
 
 
-@pytest.fixture(scope="module")
-def bootstrap() -> Iterator[str]:
-    """host:port of a Kafka of our own."""
-    with ExitStack() as stack:
-        try:
-            broker = stack.enter_context(KafkaBroker(cache=ROOT / ".data" / "kafka" / "libs"))
-        except KafkaUnavailableError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(str(error))
-            pytest.skip(str(error))
-        yield broker.bootstrap_servers
-
-
 @pytest.mark.kafka
-def test_kill_9_of_api_projector_and_publisher(database: str, bootstrap: str, tmp_path: Path) -> None:
+def test_kill_9_of_api_projector_and_publisher(database: str, kafka_bootstrap: str, tmp_path: Path) -> None:
     started = time.monotonic()
     names = ("serve", "project", "publish")
-    kafka = {"CONVERSAS_KAFKA_BOOTSTRAP_SERVERS": bootstrap, "CONVERSAS_KAFKA_PARTITIONS": "4"}
+    prefix = f"kill-{uuid4()}"
+    kafka = {
+        "CONVERSAS_KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap,
+        "CONVERSAS_KAFKA_PARTITIONS": "4",
+        "CONVERSAS_KAFKA_TOPIC_PREFIX": prefix,
+    }
     with service_under_load(ours(*names), database, tmp_path, **kafka) as (services, clients):
         kill_at_random(KILLS, services.kill, names, 2)
         for client in clients:
             client._stop_sending.set()
         for client in clients:
             client.join()
-        published = assert_published_once(database, bootstrap)
+        published = assert_published_once(database, kafka_bootstrap, f"{prefix}.events.v1")
     commands = assert_acknowledged_once(database, tmp_path)
     assert_live_equals_rebuilt(database)
     assert commands > 10 * KILLS
@@ -422,6 +410,12 @@ class PositionApart(Projector):
         return bool(events)
 
 
+def rows_are_ahead(conninfo: str) -> bool:
+    statement = """select max(h.position) > (select position from projection_positions where name = 'history')
+                   from history h"""
+    return bool(query(conninfo, statement)[0][0])
+
+
 def broken(*names: str) -> dict[str, Sequence[str]]:
     return {name: (__file__, name) for name in names}
 
@@ -429,7 +423,7 @@ def broken(*names: str) -> dict[str, Sequence[str]]:
 def test_canary_an_api_that_answers_before_it_commits_is_caught(database: str, tmp_path: Path) -> None:
     def run() -> None:
         with service_under_load(broken("serve") | ours("project"), database, tmp_path) as (services, clients):
-            kill_at_work(1, services, "serve", clients)
+            kill_at_work(services, "serve", clients)
         assert_acknowledged_once(database, tmp_path)
 
     with pytest.raises(AssertionError, match=r"acknowledged commands are missing|conversation-not-found"):
@@ -438,8 +432,10 @@ def test_canary_an_api_that_answers_before_it_commits_is_caught(database: str, t
 
 def test_canary_a_projector_that_stores_its_position_apart_is_caught(database: str, tmp_path: Path) -> None:
     def run() -> None:
-        with service_under_load(ours("serve") | broken("project"), database, tmp_path) as (services, clients):
-            kill_at_work(3, services, "project", clients)
+        with service_under_load(ours("serve") | broken("project"), database, tmp_path) as (services, _):
+            for _ in range(3):
+                wait_until(lambda: rows_are_ahead(database), "rows are there and the position is not")
+                services.kill("project")
         assert_live_equals_rebuilt(database)
 
     with pytest.raises(AssertionError, match=r"halted|UniqueViolation|differ between live and rebuilt"):

@@ -1,4 +1,4 @@
-"""What is made once for the session: a real Apache Kafka, one that may be killed, and an imported log."""
+"""What is made once for the session: an Apache Kafka that may be killed, and an imported log."""
 
 import gc
 import os
@@ -31,18 +31,6 @@ def start_broker() -> KafkaBroker:
         if os.environ.get("CI") == "true":
             pytest.fail(str(error))
         pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def kafka_bootstrap() -> Iterator[str]:
-    """host:port of a Kafka that no test harms; CONVERSAS_KAFKA_BOOTSTRAP_SERVERS names another than our own."""
-    given = os.environ.get("CONVERSAS_KAFKA_BOOTSTRAP_SERVERS")
-    if given:
-        yield given
-        return
-    broker = start_broker()
-    yield broker.bootstrap_servers
-    broker.close()
 
 
 @pytest.fixture(scope="session")

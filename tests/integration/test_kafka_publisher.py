@@ -55,6 +55,7 @@ from adapters.kafka_publisher import (
     StartRefusedError,
 )
 from adapters.kafka_status import STATUS_QUERY, Publishers
+from adapters.kafka_topics import ensure_topics
 from adapters.postgres import Role
 from adapters.watchdog import WATCHDOG_EXIT_CODE, Watchdog
 from domain.commands import RegisterContact
@@ -671,18 +672,20 @@ def test_a_record_that_timed_out_keeps_the_transaction_from_being_committed(
 def test_the_watchdog_ends_a_process_whose_commit_hangs(database: str, mortal_broker: KafkaBroker) -> None:
     events = history(300)
     guarded, canary = (make_settings(mortal_broker.bootstrap_servers) for _ in range(2))
+    for each in (guarded, canary):
+        ensure_topics(each)  # which may take longer than the deadline
     with (
-        child_process(StoppingWithWatchdog, "delivered", database, guarded, len(events), deadline=1) as process,
-        child_process(NoWatchdog, "delivered", database, canary, len(events), deadline=1) as hanging,
+        child_process(StoppingWithWatchdog, "delivered", database, guarded, len(events), deadline=2) as process,
+        child_process(NoWatchdog, "delivered", database, canary, len(events), deadline=2) as hanging,
     ):
         mortal_broker.stop()
         go_on(process)
         go_on(hanging)
-        assert process.wait(10) == WATCHDOG_EXIT_CODE
+        assert process.wait(30) == WATCHDOG_EXIT_CODE
         assert process.stderr is not None
         assert "after position 200, a Kafka transaction took too long" in process.stderr.read()
         with pytest.raises(subprocess.TimeoutExpired):
-            hanging.wait(2.5)
+            hanging.wait(3)
     mortal_broker.restart()
     publish(events, database, guarded)
     assert_exactly_once(guarded.bootstrap_servers, guarded, events)

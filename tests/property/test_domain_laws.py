@@ -317,8 +317,8 @@ def _accepted(stream: StreamType, walk: list[Command]) -> list[Event]:
     return events
 
 
-SOME = settings(max_examples=40, deadline=None)
-MORE = settings(max_examples=100, deadline=None)
+SOME = settings(max_examples=20, deadline=None)
+MORE = settings(max_examples=50, deadline=None)
 
 
 # The laws
@@ -347,9 +347,14 @@ def test_a_repeated_command_adds_nothing(stream: StreamType) -> None:
         for command in one_of_each:
             after_twice(command, state)
 
+    def untested() -> list[str]:
+        return [kind.__name__ for kind in of(stream) if not changed[kind]]
+
     law()
-    untested = [kind.__name__ for kind in of(stream) if not changed[kind]]
-    assert untested == [], "no walk let these change anything, so that the law was not tested for them"
+    for _ in range(10):  # a command that few walks give anything to do waits for its turn
+        if untested():
+            law()
+    assert untested() == [], "no walk let these change anything, so that the law was not tested for them"
 
 
 @pytest.mark.parametrize("stream", StreamType)
@@ -417,7 +422,7 @@ def test_every_event_comes_back_from_json_as_it_was(event_class: type[Event]) ->
 
 @pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
 def test_every_command_comes_back_from_json_as_it_was(kind: type[Command]) -> None:
-    @settings(SOME, max_examples=20)
+    @settings(SOME, max_examples=10)
     @given(command=asked(kind))
     def law(command: Command) -> None:
         assert kind.model_validate_json(command.model_dump_json()) == command
@@ -614,5 +619,5 @@ class AToyConversation(RuleBasedStateMachine):
         assert self.state.episode == self.toy["episode"]
 
 
-AToyConversation.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+AToyConversation.TestCase.settings = settings(max_examples=70, stateful_step_count=30, deadline=None)
 TestAConversationDoesAsItsToyDoes = AToyConversation.TestCase
