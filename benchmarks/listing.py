@@ -15,6 +15,7 @@ from uuid import UUID
 from psycopg.rows import dict_row
 
 from adapters.postgres import QUERY_LIMITS, Role, connect
+from benchmarks import exporting
 from benchmarks.many_conversations import fill, grow
 from benchmarks.measuring import Bench, table
 from domain.events import Actor, ActorKind
@@ -35,11 +36,18 @@ def run(bench: Bench) -> None:
     """Fill, measure and print, size by size."""
     conninfo, workspace_id, present = fill(bench)
     medians: dict[str, list[float]] = {}
+    exports = []
     for size in QUICK_SIZES if bench.is_quick else SIZES:
         grow(conninfo, workspace_id, max(size, present))
         with closing(_Reader(conninfo, workspace_id)) as reader:
             for name, ratio in _measure(reader, size, rounds=5 if bench.is_quick else 40).items():
                 medians.setdefault(name, []).append(ratio)
+        exports += exporting.measure(conninfo, workspace_id)
+    table(
+        "Export of the whole listing over HTTP, and the server's resident memory",
+        ("", "rows", "rows/s", "before MiB", "at most MiB"),
+        exports,
+    )
     table(
         f"Listing: growth of a page's median from {SIZES[0]:,} to {SIZES[-1]:,} conversations",
         ("", "x lookup, smaller", "x lookup, larger", "growth"),
