@@ -26,9 +26,15 @@ from domain.commands import Command
 from domain.decider import DECIDERS, State, authorize, warnings_of
 from domain.directory import Known
 from domain.envelope import SCHEMA_VERSION, Stream, StreamType
-from domain.errors import AlreadyExistsError, DomainError, IdempotencyKeyReusedError, VersionConflictError
+from domain.errors import (
+    AlreadyExistsError,
+    DomainError,
+    IdempotencyKeyReusedError,
+    PermissionDeniedError,
+    VersionConflictError,
+)
 from domain.events import Event, Presence, Surface
-from domain.permissions import Caller
+from domain.permissions import Caller, acts_from
 
 log = logging.getLogger(__name__)
 
@@ -357,10 +363,10 @@ def _decide(request: Request, batch: _Batch) -> Answer:
     """Decide one request on what ``batch`` holds, and put its events and outcome there."""
     workspace_id = request.stream.workspace_id
     earlier = next((found for key in request.keys if (found := batch.answered.get((workspace_id, key)))), None)
-    if earlier is not None:
-        return _again(request, *earlier, batch)
+    if earlier is not None and bytes(earlier[0]) == request.fingerprint:
+        return _again(request, earlier[1], batch)
     try:
-        events = _events(request, batch)
+        events = _events(request, batch, is_reused=earlier is not None)
         if request.dry_run:
             return _would_be(request, events, batch)
         outcome = _append_events(request, events, batch)
@@ -385,10 +391,8 @@ def _would_be(request: Request, events: Sequence[Event], batch: _Batch) -> Outco
     return Outcome(request.stream.id, folded.version, position, len(events), status, dry_run=True, warnings=warnings)
 
 
-def _again(request: Request, fingerprint: bytes, saved: dict[str, Any], batch: _Batch) -> Answer:
+def _again(request: Request, saved: dict[str, Any], batch: _Batch) -> Answer:
     """The answer given before; from now on under all keys of ``request``."""
-    if bytes(fingerprint) != request.fingerprint:
-        return IdempotencyKeyReusedError()
     _remember(request, saved, batch)
     given = saved | {"stream_id": UUID(saved["stream_id"]), "warnings": tuple(saved.get("warnings", ()))}
     return Outcome(**given, replayed=True)
@@ -403,12 +407,18 @@ def _remember(request: Request, saved: dict[str, Any], batch: _Batch) -> None:
             batch.outcomes.append(row | {"fingerprint": request.fingerprint.hex()})
 
 
-def _events(request: Request, batch: _Batch) -> list[Event]:
+def _events(request: Request, batch: _Batch, *, is_reused: bool) -> list[Event]:
+    """What the request causes; where its key came before with another (``is_reused``), only who may do it is told."""
     folded = batch.folded[request.stream.workspace_id, request.stream.id]
     is_other = folded.type not in {None, request.stream.type}
     state, version = (None, 0) if is_other else (folded.state, folded.version)
     known = _known(request, batch)
     authorize(request.command, state, request.caller, known)
+    if not acts_from(request.caller, request.surface):
+        msg = f"'{request.surface}' is no place where a person acts: name the inbox, the listing or the API."
+        raise PermissionDeniedError(msg)
+    if is_reused:
+        raise IdempotencyKeyReusedError
     if request.expected_version is not None and request.expected_version != version:
         raise VersionConflictError(request.expected_version, version)
     events = DECIDERS[request.stream.type].decide(request.command, state, known)

@@ -6,12 +6,13 @@ Invariant: no route reaches the log or a read model without a `Caller`.
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Annotated, Any, TypeVar, get_type_hints
 from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Depends, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -94,6 +95,31 @@ def needs(permission: Permission, scope: Scope | None = None) -> Any:
     return Depends(Needs(permission, scope))
 
 
+async def only_known_parameters(request: Request) -> None:
+    """Refuse query parameters that a route under /v1 does not have: what is misspelt is not taken for absent."""
+    if request.scope["query_string"] and request.scope["path"].startswith("/v1/"):
+        _refuse_unknown(request, frozenset(_names(request.scope["route"].dependant)))
+
+
+def _names(dependant: Dependant) -> Iterator[str]:
+    """The query parameters of a route, one by one or as the fields of a model."""
+    for field in dependant.query_params:
+        model = field.field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            yield from model.model_fields
+        else:
+            yield field.alias
+    for each in dependant.dependencies:
+        yield from _names(each)
+
+
+def _refuse_unknown(request: Request, known: frozenset[str] = frozenset()) -> None:
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        message = "is no parameter of this route"
+        raise RequestValidationError([{"loc": ("query", name), "type": "unknown", "msg": message} for name in unknown])
+
+
 class Commanding:
     """One HTTP request that carries a command, and the arguments parsed from it."""
 
@@ -114,7 +140,9 @@ class Commanding:
         ``key`` is a further idempotency key, which the command itself brings along.
         """
         given = _form(self._headers, b"idempotency-key", _PRINTABLE)
-        keys = [name for name in (given and f"key:{given}", key) if name]
+        actor = self.caller.actor
+        whose = f"{actor.kind}:{actor.id}"  # a key is its actor's: whether others used it is not told
+        keys = [name for name in (given and f"key:{whose} {given}", key) if name]
         from_header = self._surface()
         if surface is not None and from_header not in {None, surface}:
             raise _invalid("surface", f"contradicts the body, which says '{surface}'")
@@ -198,6 +226,8 @@ class CommandRoute(APIRoute):
         async def handler(request: Request) -> Response:
             headers = dict(request.scope["headers"])
             caller = await authenticate(request)
+            if request.scope["query_string"]:
+                _refuse_unknown(request)
             found = request.path_params
             arguments = {
                 name: _parse(type_.validate_python, found[name], "path", name) for name, type_ in places.items()

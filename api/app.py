@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_swagger import patch_fastapi
 from prometheus_client import Histogram
 from psycopg import AsyncConnection
@@ -49,7 +49,7 @@ from api import (
     transfer_targets,
     views,
 )
-from api.access import CommandRoute
+from api.access import CommandRoute, only_known_parameters
 from api.dispatch import CommandDispatch
 from api.pages import site
 from api.settings import Settings
@@ -114,6 +114,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         version="1",
         description=DESCRIPTION,
         lifespan=lifespan,
+        dependencies=[Depends(only_known_parameters)],
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,

@@ -247,7 +247,7 @@ async def start_bulk_action(
     await wait_for(request, "listing", at_least)
     actor = f"{caller.actor.kind}:{caller.actor.id}"
     wanted = bulk.Wanted(
-        id=body.id or (uuid5(caller.workspace_id, f"{actor}:{key}") if key else uuid7()),
+        id=body.id or (uuid5(caller.workspace_id, f"{actor} {key}") if key else uuid7()),
         action=body.action,
         command=command,
         on=body.on.ids if isinstance(body.on, OnIds) else body.on.filter,

@@ -158,7 +158,8 @@ async def register_contact(body: Registration, commands: Commands) -> Response:
     """Make a person outside known."""
     id_ = body.id or uuid7()
     details = ContactDetails(**body.model_dump(exclude={"id"}))
-    outcome = await commands.execute(RegisterContact(contact_id=id_, details=details), id_)
+    reached = await how_reached(commands, id_) if body.id else {}
+    outcome = await commands.execute(RegisterContact(contact_id=id_, details=details, **reached), id_)
     return answer(outcome, 201, "/v1/contacts")
 
 
@@ -174,23 +175,37 @@ async def change_contact(id: ContactId, body: ContactDetails, commands: Commands
 
     Where your permission does not reach all of the workspace, a conversation with the contact must be within its reach.
     """
-    through = await _conversation_within_reach(commands.request, commands.caller, id)
-    return answer(await commands.execute(ChangeContactDetails(details=body, through=through), id))
+    reached = await how_reached(commands, id, Permission.EDIT_CONTACT)
+    command = ChangeContactDetails(details=body, through=reached.get("through"))
+    return answer(await commands.execute(command, id))
 
 
-async def _conversation_within_reach(request: Request, caller: Caller, contact_id: UUID) -> UUID | None:
-    """A conversation that may give ``caller`` the right to edit the contact, as far as the listing knows.
+async def how_reached(
+    commands: Commands,
+    contact_id: UUID,
+    *permissions: Permission,
+) -> dict[str, Any]:
+    """How the caller's ``permissions`` (all on contacts unless given) reach the contact, for a command that names it.
 
-    It is a proposal: the command's rules look at the conversation as it stands when they decide.
+    The conversation is a proposal: the command's rules look at it as it stands when they decide. Who registered the
+    contact is the log's word, which never changes.
     """
-    if caller.scope(Permission.EDIT_CONTACT) in {None, Scope.ALL}:
-        return None
-    conditions = visible(caller, Permission.EDIT_CONTACT)
+    caller = commands.caller
+    asked = permissions or (Permission.VIEW_CONTACT, Permission.EDIT_CONTACT)
+    limited = [permission for permission in asked if caller.scope(permission) not in {None, Scope.ALL}]
+    if not limited:
+        return {}
+    conditions = [condition for permission in limited for condition in visible(caller, permission)]
     theirs = " and ".join(text for text, _ in conditions)
     values = [value for _, some in conditions for value in some]
-    query = f"select id from listing where contact_id = %s and {theirs} order by last_activity_at desc limit 1"
-    rows = await fetch(request, caller, query, [contact_id, *values])
-    return rows[0]["id"] if rows else None
+    query = (
+        f"select (select id from listing where contact_id = %s and {theirs} order by last_activity_at desc limit 1)"
+        " as through, exists (select from events where workspace_id = %s and stream_id = %s and version = 1"
+        " and stream_type = 'contact' and actor_kind = %s and actor_id = %s) as registered"
+    )
+    whose = [caller.workspace_id, contact_id, caller.actor.kind.value, caller.actor.id]
+    [row] = await fetch(commands.request, caller, query, [contact_id, *values, *whose])
+    return row
 
 
 @router.get("/{id}", summary="Get a contact", response_model=ContactView, responses=QUERY_PROBLEMS)

@@ -15,6 +15,7 @@ from uuid_utils.compat import uuid7
 
 from api import demo
 from api.access import Commands, answer, command_route
+from api.contacts import how_reached
 from domain.commands import (
     AddLabel,
     AddNote,
@@ -56,13 +57,22 @@ class Opening(Fact):
 
     id: Annotated[UUID | None, Field(description="chosen by the client, so that a repeat is recognised")] = None
     protocol: Annotated[
-        str | None, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$", description="else one is made up")
+        str | None,
+        Field(
+            min_length=1, max_length=64, pattern=r"^[^\x00]*$", description="need not be unique; else one is made up"
+        ),
     ] = None
     channel: Slug
     contact_id: UUID
     sector_id: UUID | None = None
     agent_id: Annotated[UUID | None, Field(description="yourself, to have it at once")] = None
     subject: Line | None = None
+
+
+class Reassignment(Fact):
+    """Whom it is with."""
+
+    contact_id: UUID
 
 
 class Message(Fact):
@@ -113,7 +123,11 @@ def new_protocol() -> str:
     example={"channel": "whatsapp", "contact_id": str(demo.CONTACT), "sector_id": str(demo.SECTOR)},
 )
 async def open_conversation(body: Opening, commands: Commands) -> Response:
-    """Start a conversation with a contact; it is pending, or in progress where you open it for yourself."""
+    """Start a conversation with a contact; it is pending, or in progress where you open it for yourself.
+
+    Where your permissions on contacts do not reach all of the workspace, the contact is one with a conversation within
+    their reach, or one whom you have registered.
+    """
     command = OpenConversation(
         protocol=body.protocol or new_protocol(),
         channel=body.channel,
@@ -121,6 +135,7 @@ async def open_conversation(body: Opening, commands: Commands) -> Response:
         sector_id=body.sector_id,
         agent_id=body.agent_id,
         subject=body.subject,
+        **await how_reached(commands, body.contact_id),
     )
     return answer(await commands.execute(command, body.id or uuid7()), 201, "/v1/conversations")
 
@@ -129,10 +144,14 @@ async def open_conversation(body: Opening, commands: Commands) -> Response:
     router,
     "/{id}/messages",
     "Record a message",
-    example={"direction": "received", "text": "Bom dia! Meu pedido não chegou."},
+    example={"direction": "sent", "text": "Bom dia! Já procuro o seu pedido."},
 )
 async def add_message(id: ConversationId, body: Message, commands: Commands) -> Response:
-    """Record what the contact wrote, or what is written to them; a repeated ``message_id`` is recognised."""
+    """Record what the contact wrote, or what is written to them; a repeated ``message_id`` is recognised.
+
+    What the contact wrote is recorded by integrations only, and reopens a finalized conversation. A bot that was taken
+    over is refused with `bot-not-in-charge`.
+    """
     message_id = body.message_id or uuid7()
     content = {"kind": body.kind, "text": body.text, "attachments": body.attachments}
     if body.direction == "received":
@@ -251,6 +270,7 @@ async def set_attribute(id: ConversationId, body: SetAttribute, commands: Comman
 
 
 @command_route(router, "/{id}/contact", "Reassign to another contact", example={"contact_id": str(demo.OTHER_CONTACT)})
-async def reassign_contact(id: ConversationId, body: ReassignContact, commands: Commands) -> Response:
-    """It turned out to be with another contact."""
-    return answer(await commands.execute(body, id))
+async def reassign_contact(id: ConversationId, body: Reassignment, commands: Commands) -> Response:
+    """It turned out to be with another contact, whom you must reach or have registered."""
+    command = ReassignContact(contact_id=body.contact_id, **await how_reached(commands, body.contact_id))
+    return answer(await commands.execute(command, id))

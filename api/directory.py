@@ -221,6 +221,7 @@ async def issue_token(body: NewToken, commands: Commands) -> Response:
         role=body.role,
         expires_at=body.expires_at,
         grants=body.grants,
+        asked_at=datetime.now(UTC),
     )
     outcome = await commands.execute(command, uuid7())
     response = answer(outcome, 201, "/v1/tokens")

@@ -5,7 +5,7 @@ Invariant: every query is limited to what the caller may see; what lies outside 
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
@@ -359,7 +359,7 @@ def _resumed(wanted: Paging, place: str, sort: Sort) -> tuple[tuple[str | None, 
     if (sorted_by, order) != (sort, _order(wanted)):
         raise invalid("cursor", "belongs to another sort or moment; start again without it", place)
     now = _moment(moment)
-    if now is None or now > present or not _is_sort_value(sort, value):
+    if now is None or now > present + _SKEW or not _is_sort_value(sort, value):
         raise invalid("cursor", "is not one of ours; start again without it", place)
     return (value or None, id_), now
 
@@ -367,6 +367,8 @@ def _resumed(wanted: Paging, place: str, sort: Sort) -> tuple[tuple[str | None, 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?\+00")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-][0-9]{1,2})?")
 _EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
+_SKEW = timedelta(minutes=1)
+"""How far ahead the clock of the process may be that served the page before."""
 
 
 def _is_sort_value(sort: Sort, value: str) -> bool:

@@ -32,7 +32,9 @@ class TargetView(BaseModel):
     online: Annotated[int | None, Field(description="of a sector: how many of its agents are online")]
     queue: Annotated[
         int | None,
-        Field(description="a sector's pending, an agent's in progress, of those that you may see; null: you see none"),
+        Field(
+            description="a sector's pending, an agent's in progress, of those that you may see; null: not yours to see"
+        ),
     ]
 
 
@@ -94,11 +96,13 @@ async def _targets(request: Request, caller: Caller) -> list[dict[str, Any]]:
     scope = caller.scope(Permission.VIEW)
     found: list[dict[str, Any]] = []
     for sector in sectors:
-        queue = pending.get(sector["id"], 0) if _sees_queue(caller, scope, sector["id"]) else None
+        queue = pending.get(sector["id"], 0) if _sees_any(scope, caller.sectors & {sector["id"]}) else None
         target = {"kind": "sector", "sectors": [], "presence": None, "queue": queue} | sector
         found.append(target | {"online": online.count(sector["id"])})
     for agent in agents:
-        queue = None if scope is None else in_progress.get(agent["id"], 0)
+        theirs = caller.sectors.intersection(agent["sectors"])
+        is_seen = agent["id"] in in_progress or agent["id"] == caller.agent_id or _sees_any(scope, theirs)
+        queue = in_progress.get(agent["id"], 0) if is_seen and scope is not None else None
         found.append({"kind": "agent", "online": None, "queue": queue} | agent)
     return found
 
@@ -114,8 +118,9 @@ async def _counted(
     return {row["whose"]: row["many"] for row in await fetch(request, caller, statement, values)}
 
 
-def _sees_queue(caller: Caller, scope: Scope | None, sector_id: UUID) -> bool:
-    return scope is Scope.ALL or (scope is Scope.SECTOR and sector_id in caller.sectors)
+def _sees_any(scope: Scope | None, sectors: frozenset[UUID]) -> bool:
+    """Whether what is in ``sectors``, which the caller serves in, is seen; else no number is told, not even 0."""
+    return scope is Scope.ALL or (scope is Scope.SECTOR and bool(sectors))
 
 
 def _is_called(name: str, asked: list[str]) -> bool:

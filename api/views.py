@@ -19,8 +19,8 @@ from api.listing import ConversationView, ToldElsewhere
 from api.queries import AtLeast, as_json, fetch, wait_for
 from domain.commands import ChangeView, RemoveView, SaveView
 from domain.events import Actor, Fact, Flag, Name, ViewContents
-from domain.permissions import Caller, Permission
-from projections.filters import EVERYTHING, FILTER, Filter
+from domain.permissions import Caller, Permission, Scope
+from projections.filters import EVERYTHING, FILTER, Filter, looks_at_the_contact
 from projections.listing_query import Sort
 
 router = APIRouter(prefix="/v1/views", tags=["views"])
@@ -97,7 +97,11 @@ _EXAMPLE = {
 async def list_views(
     request: Request, caller: Annotated[Caller, needs(Permission.VIEW)], at_least: AtLeast = None
 ) -> Response:
-    """Your own views and those shared with the workspace, by name."""
+    """Your own views and those shared with the workspace, by name; none that look for contacts whom you may not view.
+
+    Without `view-contact` that is every shared view on a contact's details or with a text; where `view-contact` ends at
+    your sectors or at what is your own, every one with a text, name, phone or e-mail.
+    """
     await wait_for(request, "directory", at_least)
     rows = await fetch(
         request,
@@ -106,7 +110,38 @@ async def list_views(
         " where workspace_id = %s and (shared or (owner_kind, owner_id) = (%s, %s)) order by name, id",
         [caller.workspace_id, caller.actor.kind.value, caller.actor.id],
     )
-    return as_json({"items": [_view(row) for row in rows]})
+    return as_json({"items": [view for row in rows if _is_theirs_to_read(caller, view := _view(row))]})
+
+
+_IDENTIFYING = {"text", "contact.name", "contact.phone", "contact.email"}
+
+
+def _is_theirs_to_read(caller: Caller, view: dict[str, Any]) -> bool:
+    """Whether the view is the caller's own, or its filter names no contact whom they may not view.
+
+    Where their permission ends somewhere, whom a name or number belongs to is not known; attributes are everybody's.
+    """
+    if view["owner"] == {"kind": caller.actor.kind.value, "id": caller.actor.id}:
+        return True
+    asked = _fields(view["filter"])
+    match caller.scope(Permission.VIEW_CONTACT):
+        case Scope.ALL:
+            return True
+        case None:
+            return not any(field == "text" or looks_at_the_contact(field) for field in asked)
+        case _:
+            return not asked & _IDENTIFYING
+
+
+def _fields(filter_: dict[str, Any]) -> set[str]:
+    """The fields that a stored filter looks at, whatever else the grammar was when it was stored."""
+    match filter_:
+        case {"and": list(each)} | {"or": list(each)}:
+            return {name for one in each for name in _fields(one)}
+        case {"not": dict(inner)}:
+            return _fields(inner)
+        case _:
+            return {filter_["field"]}
 
 
 def _view(row: dict[str, Any]) -> dict[str, Any]:

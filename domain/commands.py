@@ -62,12 +62,14 @@ def _named(
     sector: UUID | None = None,
     agent: UUID | None = None,
     role: str | None = None,
+    conversation: UUID | None = None,
 ) -> list[tuple[StreamType, UUID]]:
     wanted = (
         (StreamType.CONTACT, contact),
         (StreamType.SECTOR, sector),
         (StreamType.AGENT, agent),
         (StreamType.ROLE, role_id(role) if role else None),
+        (StreamType.CONVERSATION, conversation),
     )
     return [(kind, id_) for kind, id_ in wanted if id_ is not None]
 
@@ -111,6 +113,17 @@ class Command(Fact):
         return ()
 
 
+class NamesContact(Command):
+    """An intent that names a contact, who must exist for the caller.
+
+    Whose permissions on contacts do not reach all of the workspace reach one ``through`` a conversation with them, or
+    because they ``registered`` them: that the log says for ever, so that it is looked up before.
+    """
+
+    through: UUID | None = None
+    registered: bool = False
+
+
 # Conversations
 
 
@@ -120,7 +133,7 @@ class ConversationCommand(Command):
     STREAM = StreamType.CONVERSATION
 
 
-class OpenConversation(ConversationCommand):
+class OpenConversation(ConversationCommand, NamesContact):
     """Start a conversation; with ``agent_id`` that agent opens it for themself."""
 
     PERMISSION = Permission.REPLY
@@ -133,7 +146,7 @@ class OpenConversation(ConversationCommand):
 
     def names(self) -> Named:
         """The contact must exist, sector and agent must be active."""
-        return _named(contact=self.contact_id, sector=self.sector_id, agent=self.agent_id)
+        return _named(contact=self.contact_id, sector=self.sector_id, agent=self.agent_id, conversation=self.through)
 
 
 class HandOffToBot(ConversationCommand):
@@ -211,7 +224,7 @@ class Finalize(ConversationCommand):
 class FinalizeAutomatically(ConversationCommand):
     """It ends without a person doing it; for bots, integrations and the system."""
 
-    PERMISSION = Permission.REPLY
+    PERMISSION = Permission.FINALIZE_FROM_INBOX
     cause: FinalizationCause
 
 
@@ -228,7 +241,7 @@ class Reopen(ConversationCommand):
 
 
 class ReceiveMessage(ConversationCommand):
-    """The contact wrote; reopens a finalized conversation first."""
+    """The contact wrote, as their channel says; reopens a finalized conversation first."""
 
     PERMISSION = Permission.REPLY
     message_id: UUID
@@ -290,7 +303,7 @@ class SetAttribute(ConversationCommand):
         return _definitions(AttributeTarget.CONVERSATION, [self.key])
 
 
-class ReassignContact(ConversationCommand):
+class ReassignContact(ConversationCommand, NamesContact):
     """It is with another contact."""
 
     PERMISSION = Permission.EDIT_CONTACT
@@ -298,7 +311,7 @@ class ReassignContact(ConversationCommand):
 
     def names(self) -> Named:
         """The contact must exist."""
-        return _named(contact=self.contact_id)
+        return _named(contact=self.contact_id, conversation=self.through)
 
 
 # Contacts
@@ -311,7 +324,7 @@ class ContactCommand(Command):
     PERMISSION = Permission.EDIT_CONTACT
 
 
-class RegisterContact(ContactCommand):
+class RegisterContact(ContactCommand, NamesContact):
     """Make a person outside known."""
 
     contact_id: UUID
@@ -322,20 +335,17 @@ class RegisterContact(ContactCommand):
         return _definitions(AttributeTarget.CONTACT, self.details.attributes)
 
 
-class ChangeContactDetails(ContactCommand):
-    """Replace what is known of a contact.
-
-    Whose `edit-contact` does not reach all of the workspace changes a contact ``through`` a conversation with them that
-    it reaches.
-    """
+class ChangeContactDetails(ContactCommand, NamesContact):
+    """Replace what is known of a contact."""
 
     details: ContactDetails
-    through: UUID | None = None
 
     def names(self) -> Named:
         """The attributes' values must fit their definitions, the conversation be within reach."""
-        reached = [(StreamType.CONVERSATION, self.through)] if self.through else []
-        return [*_definitions(AttributeTarget.CONTACT, self.details.attributes), *reached]
+        return [
+            *_definitions(AttributeTarget.CONTACT, self.details.attributes),
+            *_named(conversation=self.through),
+        ]
 
 
 # Directory
@@ -442,6 +452,8 @@ class IssueToken(Command):
     expires_at: AwareDatetime | None = None
     grants: dict[Permission, Scope] | None = None
     """What it may do of what its role grants; None: all of it."""
+    asked_at: AwareDatetime | None = None
+    """What expires no later was never a token; None: the past is told, such as an import's."""
 
     def names(self) -> Named:
         """The role must be known, and the agent whose token it is must be active."""

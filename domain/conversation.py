@@ -123,6 +123,7 @@ ConversationEvent = (
 
 MOST_LABELS = 50
 MOST_ATTRIBUTES = 100
+_BOTS_REMEMBERED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,8 @@ class Conversation:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     last_message_id: UUID | None = None
     """A message that comes again at once is recognised here; one that comes later, by its idempotency key."""
+    bots: tuple[str, ...] = ()
+    """The bots that had it, latest last: one that was taken over, and does not see it any more, is told so."""
 
 
 def decide(command: Command, state: Conversation | None, known: Known) -> list[Event]:
@@ -391,7 +394,9 @@ def evolve(state: Conversation | None, event: ConversationEvent) -> Conversation
     assert state is not None, "the log holds an event before the one that opens the conversation"
     match event:
         case ConversationHandedOffToBot():
-            return _held(state, Status.WITH_BOT, bot=event.bot, sector_id=state.owner.sector_id)
+            others = tuple(bot for bot in state.bots if bot != event.bot)
+            held = _held(state, Status.WITH_BOT, bot=event.bot, sector_id=state.owner.sector_id)
+            return replace(held, bots=(*others, event.bot)[-_BOTS_REMEMBERED:])
         case ConversationHandedOffByBot() | ConversationMarkedPending():
             return _held(state, Status.PENDING, sector_id=event.sector_id)
         case ConversationAssumed():

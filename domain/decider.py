@@ -6,6 +6,7 @@ Invariant: permission and rules see the same state, the one that the new events 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from domain import attributes, contact, conversation, directory, identities, view
 from domain.commands import (
@@ -19,8 +20,12 @@ from domain.commands import (
     FinalizeAutomatically,
     IssueToken,
     LinkIdentity,
+    NamesContact,
     OpenConversation,
+    ReassignContact,
+    ReceiveMessage,
     RegisterAgent,
+    RegisterContact,
     Reopen,
     SendMessage,
     ViewCommand,
@@ -31,6 +36,7 @@ from domain.directory import Known
 from domain.envelope import StreamType
 from domain.errors import (
     AlreadyExistsError,
+    BotNotInChargeError,
     ContactNotFoundError,
     ConversationNotFoundError,
     PermissionDeniedError,
@@ -108,6 +114,8 @@ def authorize(command: Command, state: State | None, caller: Caller, known: Know
     elif command.STREAM is StreamType.CONVERSATION:
         # The same answer for what is not there and what is out of sight: a 403 would give the other away.
         if not isinstance(state, Conversation) or not may(caller, Permission.VIEW, state.owner):
+            if isinstance(command, SendMessage) and _was_taken_over(caller, state):
+                raise BotNotInChargeError
             raise ConversationNotFoundError
         owner = state.owner
     if not may(caller, permission, owner):
@@ -117,16 +125,25 @@ def authorize(command: Command, state: State | None, caller: Caller, known: Know
         raise PermissionDeniedError(f"This needs the permission '{permission}' for all of the workspace.")
     if isinstance(command, ViewCommand):
         view.authorize(command, state, caller)
-    if isinstance(command, ChangeContactDetails) and not _reaches(caller, command, state, known):
+    if isinstance(command, NamesContact) and not _reaches(caller, command, state, known):
+        if isinstance(command, RegisterContact):
+            raise AlreadyExistsError  # and nothing of whether it says the same
         raise ContactNotFoundError
     granted = _granted(command, known)
     if granted is not None and not within(granted, caller.grants):
         raise PermissionDeniedError("You may not grant more than you were granted.")
-    if granted is not None and isinstance(command, IssueToken) and not _reaches_all(command, granted, caller):
-        msg = "A token for somebody else reaches what is theirs: that takes each of its permissions for all."
+    if (
+        granted is not None
+        and isinstance(command, IssueToken | LinkIdentity)
+        and not _reaches_all(command, granted, caller)
+    ):
+        msg = "Being let in as somebody else reaches what is theirs: that takes each of its permissions for all."
         raise PermissionDeniedError(msg)
     if isinstance(command, FinalizeAutomatically) and caller.actor.kind in {ActorKind.AGENT, ActorKind.CONTACT}:
         msg = "Only bots, integrations and the system finalize automatically; finalize from the inbox or the listing."
+        raise PermissionDeniedError(msg)
+    if isinstance(command, ReceiveMessage) and caller.actor.kind in {ActorKind.AGENT, ActorKind.BOT}:
+        msg = "What a contact wrote comes from their channel: an integration records it. Send a message or add a note."
         raise PermissionDeniedError(msg)
     if caller.actor.kind is ActorKind.AGENT and _for_another(command, caller):
         msg = "You may take a conversation for yourself only; transfer it to give it to somebody else."
@@ -137,19 +154,38 @@ def authorize(command: Command, state: State | None, caller: Caller, known: Know
         raise PermissionDeniedError(msg)
 
 
-def _reaches_all(command: IssueToken, granted: Grants, caller: Caller) -> bool:
-    """Whether nothing that the token lets its holder do is out of the caller's reach: own is not everybody's own."""
-    return command.actor == caller.actor or all(caller.scope(permission) is Scope.ALL for permission in granted)
+def _was_taken_over(caller: Caller, state: Conversation | None) -> bool:
+    """Whether the caller is a bot that had the conversation: it is told that it has no longer, which it may know."""
+    granted = may(caller, Permission.VIEW) and may(caller, Permission.REPLY)
+    return granted and state is not None and caller.bot in state.bots
 
 
-def _reaches(caller: Caller, command: ChangeContactDetails, state: Contact | None, known: Known) -> bool:
-    """Whether the contact exists for ``caller``: through a conversation, where their permission ends somewhere."""
-    if caller.scope(command.PERMISSION) is Scope.ALL:
+def _reaches_all(command: IssueToken | LinkIdentity, granted: Grants, caller: Caller) -> bool:
+    """Whether nothing that is handed out is out of the caller's reach: own is not everybody's own."""
+    is_own = command.actor == caller.actor if isinstance(command, IssueToken) else command.agent_id == caller.agent_id
+    return is_own or all(caller.scope(permission) is Scope.ALL for permission in granted)
+
+
+_ON_CONTACTS = (Permission.VIEW_CONTACT, Permission.EDIT_CONTACT)
+
+
+def _reaches(caller: Caller, command: NamesContact, state: State | None, known: Known) -> bool:
+    """Whether the contact that is named exists for ``caller``: else naming it would bring it into their reach."""
+    needed = (Permission.EDIT_CONTACT,) if isinstance(command, ChangeContactDetails) else _ON_CONTACTS
+    limited = [permission for permission in needed if caller.scope(permission) not in {None, Scope.ALL}]
+    is_new = isinstance(command, RegisterContact) and state is None
+    if not limited or is_new or command.registered:
         return True
     through = known.conversations.get(command.through) if command.through else None
-    if through is None or state is None or through.contact_id != state.id:
+    if isinstance(command, OpenConversation | ReassignContact):
+        contact_id: UUID | None = command.contact_id
+        if isinstance(state, Conversation) and state.contact_id == contact_id:
+            through = state  # it is with them already
+    else:
+        contact_id = state.id if isinstance(state, Contact) else None
+    if through is None or through.contact_id != contact_id:
         return False
-    return may(caller, command.PERMISSION, through.owner)
+    return all(may(caller, permission, through.owner) for permission in limited)
 
 
 def _granted(command: Command, known: Known) -> Grants | None:

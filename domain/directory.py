@@ -278,6 +278,8 @@ def decide_token(command: IssueToken | RevokeToken, state: Token | None, known: 
     match command:
         case IssueToken():
             if state is None:
+                if command.expires_at and command.asked_at and command.expires_at <= command.asked_at:
+                    raise InvalidCommandError("'expires_at' has passed: the token would never work.")
                 if command.actor.kind is ActorKind.AGENT:
                     agent = known.agent(agent_of(command.actor) or UUID(int=0))
                     if command.role != agent.role:
@@ -298,7 +300,7 @@ def decide_token(command: IssueToken | RevokeToken, state: Token | None, known: 
 
 
 def _issued(command: IssueToken) -> TokenIssued:
-    return TokenIssued(**{name: value for name, value in command if name != "grants"})
+    return TokenIssued(**{name: value for name, value in command if name not in {"grants", "asked_at"}})
 
 
 def evolve_token(state: Token | None, event: TokenIssued | TokenNarrowed | TokenRevoked) -> Token:

@@ -110,6 +110,14 @@ def may(caller: Caller, permission: Permission, owner: "Owner | None" = None) ->
             return _owns(caller, owner)
 
 
+_NO_PERSONS = {"bot", "channel", "automation"}
+
+
+def acts_from(caller: Caller, surface: str) -> bool:
+    """Whether ``caller`` may say that they act from ``surface``: what a program does is not what a person did."""
+    return caller.actor.kind != "agent" or surface not in _NO_PERSONS
+
+
 def within(grants: Grants, held: Grants) -> bool:
     """Whether whoever holds ``held`` may hand out ``grants``: nobody may give more than they have."""
     reach = list(Scope)

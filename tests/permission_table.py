@@ -134,7 +134,9 @@ ACTIONS = (
     _post("transfer", "transfer", "transfer", {"sector_id": "SALES"}, _ENDED),
     _post("finalize from the inbox", "finalize-from-inbox", "finalize", {"surface": "inbox"}),
     _post("finalize from the listing", "finalize-from-listing", "finalize", {"surface": "listing"}),
-    _post("finalize automatically", "reply", "finalize", {"surface": "automation", "cause": "inactivity"}),
+    _post(
+        "finalize automatically", "finalize-from-inbox", "finalize", {"surface": "automation", "cause": "inactivity"}
+    ),
     _post("reopen", "reopen", "reopen", {}),
     _post("record a message received", "reply", "messages", {"direction": "received", "text": "x"}),
     _post("send a message", "reply", "messages", {"direction": "sent", "text": "x"}),
@@ -157,6 +159,8 @@ def expected(who: Who, action: Action, place: Place, status: str) -> Answer:
     if seen is not None:
         return seen
     if action.name == "finalize automatically" and who.kind == "agent":
+        return 403, "permission-denied"
+    if action.name == "record a message received" and who.kind != "integration":
         return 403, "permission-denied"
     if action.name == "send a message" and who.kind == "bot" and (place.holder, status) != ("caller", "with_bot"):
         return 409, "bot-not-in-charge"

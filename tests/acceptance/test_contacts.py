@@ -325,3 +325,31 @@ def test_the_timeline_leaves_out_conversations_that_one_may_not_see(
 @pytest.mark.parametrize("cursor", ["x", "W10", "WyIyMDI2IiwxXQ", "WyJ4IiwxXQ", "WyIyMDI2LTAxLTAxVDAwOjAwOjAwIiwxXQ"])
 def test_a_cursor_of_the_timeline_that_is_not_ours_is_refused(api: Api, zelia: str, cursor: str) -> None:
     assert api.get(f"/v1/contacts/{zelia}/timeline", params={"cursor": cursor}).status_code == 422
+
+
+def test_an_agent_opens_with_whom_they_find_or_registered_and_with_nobody_else(
+    api: Api, bia: Api, open_conversation: Callable[..., Any]
+) -> None:
+    elses = api.ok("POST", "/v1/contacts", {"name": "De Vendas"})["id"]
+    open_conversation(contact_id=elses, sector_id=str(demo.OTHER_SECTOR))
+    nobodys = api.ok("POST", "/v1/contacts", {"name": "De ninguém ainda"})["id"]
+    hers = open_conversation(by=bia)
+    head = api.log_head()
+    for contact in (elses, nobodys, str(uuid4())):
+        opening = {"channel": "phone", "contact_id": contact, "sector_id": str(demo.SECTOR)}
+        for path, body in (("/v1/conversations", opening), (f"{hers.path}/contact", {"contact_id": contact})):
+            refused = bia.send_json("POST", path, body)
+            assert (refused.status_code, refused.json()["code"]) == (404, "contact-not-found")
+    for name in ("De Vendas", "Outro nome"):
+        refused = bia.send_json("POST", "/v1/contacts", {"id": elses, "name": name})
+        assert (refused.status_code, refused.json()["code"]) == (409, "already-exists")
+    assert api.log_head() == head
+    new = {"id": str(uuid4()), "name": "Nova"}
+    assert [bia.ok("POST", "/v1/contacts", new)["events"] for _ in range(2)] == [1, 0]
+    opened = open_conversation(by=bia, contact_id=new["id"])
+    assert opened.view(by=bia)["contact_name"] == "Nova"
+    hers.do("contact", {"contact_id": new["id"]}, by=bia)
+    found = bia.items("/v1/contacts", q="nova", at_least=hers.answer["position"])
+    assert new["id"] in [contact["id"] for contact in found]
+    with_found = open_conversation(by=bia, contact_id=str(demo.CONTACT), id=str(uuid4()))
+    assert with_found.do("contact", {"contact_id": str(demo.CONTACT)}, by=bia)["events"] == 0

@@ -115,6 +115,13 @@ def shared(who: Who, place: Place, status: str) -> UUID:
     return id_of(f"shared {who.name if place.holder == 'caller' else ''} {place.name} {status}")
 
 
+def reached_by(who: Who) -> UUID:
+    """A contact whom the caller reaches, for they hold a conversation with them; integrations hold none."""
+    mine = Place("support", "caller")
+    held = [shared(who, mine, status) for status in statuses(mine, who) if status != "finalized"]
+    return id_of(f"contact {held[0]}") if held else OTHER_CONTACT
+
+
 def all_shared() -> dict[UUID, tuple[Who, Place, str]]:
     return {
         shared(who, place, status): (who, place, status)
@@ -183,7 +190,7 @@ class Walker:
 
     def cell(self, cell: Cell, id_: UUID) -> Callable[[], Awaitable[None]]:
         who, action, *_ = cell
-        named = {"TAKER": str(agent_of(who)), "SALES": str(SECTORS["sales"]), "OTHER_CONTACT": str(OTHER_CONTACT)}
+        named = {"TAKER": str(agent_of(who)), "SALES": str(SECTORS["sales"]), "OTHER_CONTACT": str(reached_by(who))}
         body = action.body and {key: named.get(value, value) for key, value in action.body.items()}
 
         async def asked() -> None:
@@ -215,7 +222,12 @@ class Walker:
     def opening(self, who: Who, place: Place) -> Callable[[], Awaitable[None]]:
         async def asked() -> None:
             agent = {"queue": None, "colleague": COLLEAGUE, "caller": agent_of(who)}[place.holder]
-            body = {"channel": "x", "contact_id": OTHER_CONTACT, "sector_id": SECTORS[place.sector], "agent_id": agent}
+            body = {
+                "channel": "x",
+                "contact_id": reached_by(who),
+                "sector_id": SECTORS[place.sector],
+                "agent_id": agent,
+            }
             body = {key: str(value) for key, value in body.items() if value}
             self.walk.openings[who, place] = answer_of(await self.ask(who, "POST", "/v1/conversations", body))
 

@@ -5,11 +5,13 @@ Invariant: what lies outside a caller's scope does not exist for them, whichever
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -605,3 +607,34 @@ def test_the_same_ids_in_two_workspaces_are_two_conversations(
 def test_a_position_beyond_the_log_is_told_at_once(api: Api) -> None:
     answer = api.get("/v1/conversations", params={"at_least": api.log_head() + 1_000_000})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
+
+
+def test_every_route_refuses_a_query_parameter_that_it_does_not_have(api: Api) -> None:
+    let_through, before = [], api.log_head()
+    for path, operations in api.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            where = path
+            for parameter in operation.get("parameters", []):
+                example = parameter["schema"].get("examples", [str(uuid4())])[0]
+                where = where.replace(f"{{{parameter['name']}}}", str(example))
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+            if not path.startswith("/v1/"):
+                continue
+            answer = api.send_json(method.upper(), f"{where}?limitt=1&limitt=2", body)
+            named = answer.status_code == 422 and '"in":["query","limitt"]' in answer.text
+            if not named:
+                let_through.append((method, path, answer.status_code))
+    assert let_through == []
+    assert api.log_head() == before
+
+
+def test_the_page_before_may_come_from_a_process_whose_clock_is_ahead(api: Api, an_opened_conversation: Any) -> None:
+    an_opened_conversation.view()
+
+    def cursor(ahead: timedelta) -> str:
+        now = datetime.now(UTC)
+        parts = ("last_activity_at", "desc", f"{now:%Y-%m-%d %H:%M:%S}+00", str(uuid4()), (now + ahead).isoformat())
+        return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+    assert api.get("/v1/conversations", params={"cursor": cursor(timedelta(seconds=30))}).status_code == 200
+    assert api.get("/v1/conversations", params={"cursor": cursor(timedelta(hours=1))}).status_code == 422

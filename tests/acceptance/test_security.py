@@ -118,13 +118,15 @@ def test_a_thousand_mistakes_in_one_body_keep_nobody_waiting(api: Client) -> Non
 
 def test_a_message_that_comes_again_written_otherwise_is_recognised(api: Client, a_pending_conversation: Any) -> None:
     id_, path = str(uuid4()), a_pending_conversation.path
-    first = api.ok("POST", f"{path}/messages", {"direction": "received", "message_id": id_, "text": "oi"})
-    again = api.ok("POST", f"{path}/messages", {"text": "oi", "message_id": id_.upper(), "direction": "received"})
+    first = api.channel.ok("POST", f"{path}/messages", {"direction": "received", "message_id": id_, "text": "oi"})
+    again = api.channel.ok(
+        "POST", f"{path}/messages", {"text": "oi", "message_id": id_.upper(), "direction": "received"}
+    )
     assert again == first | {"replayed": True}
     other_path = path.replace(a_pending_conversation.id, a_pending_conversation.id.upper())
     body = {"direction": "received", "message_id": id_, "text": "oi"}
-    assert api.ok("POST", f"{other_path}/messages", body, idempotency_key="k2" + id_)["replayed"]
-    answer = api.send_json("POST", f"{path}/notes", {"text": "another"}, idempotency_key="k2" + id_)
+    assert api.channel.ok("POST", f"{other_path}/messages", body, idempotency_key="k2" + id_)["replayed"]
+    answer = api.channel.send_json("POST", f"{path}/notes", {"text": "another"}, idempotency_key="k2" + id_)
     assert answer.json()["code"] == "idempotency-key-reused", "every key of a request gets its answer"
 
 

@@ -199,7 +199,7 @@ def show_scope(api: Client, bia: Client) -> list[tuple[str, str]]:
     with listening(bia, LISTING) as listing:
         contact, vendas = {"contact_id": str(demo.CONTACT)}, {"channel": "phone", "sector_id": VENDAS}
         far = api.ok("POST", "/v1/conversations", contact | vendas | {"subject": SECRET})["id"]
-        api.ok("POST", f"/v1/conversations/{far}/messages", message())
+        api.ok("POST", f"/v1/conversations/{far}/messages", message("sent"))
         near = api.ok("POST", "/v1/conversations", contact | vendas | {"sector_id": SUPORTE})["id"]
         for sector in (VENDAS, SUPORTE):
             time.sleep(QUIET_SECONDS)

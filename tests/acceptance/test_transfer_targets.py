@@ -101,12 +101,20 @@ def test_queues_count_what_the_caller_may_see(
     ended = admin.ok("POST", f"/v1/conversations/{opened['id']}/finalize", {"surface": "listing", "outcome": ""})
     admin.read("/v1/conversations", at_least=ended["position"], limit=1)
 
+    role = f"r-{uuid4().hex[:8]}"
+    admin.ok("PUT", f"/v1/roles/{role}", {"grants": {"view": "own", "transfer": "own"}})
+    rui, away = (admin.ok("POST", "/v1/agents", {"name": name, "role": role})["id"] for name in ("own", "fora"))
+    ids |= {"own": rui, "away": away}
+    own = caller("agent", rui, role, of=admin)
+    admin.send_json("PUT", f"/v1/agents/{away}/sectors/{ids['dois']}", None)
+
     def queues(client: Client) -> dict[str, int | None]:
         found = targets(client)
         return {name: found[id_]["queue"] for name, id_ in ids.items() if id_ in found}
 
-    assert queues(admin) == {"um": 2, "dois": 1, "lia": 1, "rui": 2}
-    assert queues(lia) == {"um": 2, "dois": None, "lia": 1, "rui": 2}
+    assert queues(admin) == {"um": 2, "dois": 1, "lia": 1, "rui": 2, "own": 0, "away": 0}
+    assert queues(lia) == {"um": 2, "dois": None, "lia": 1, "rui": 2, "own": None, "away": None}
+    assert queues(own) == {"um": None, "dois": None, "lia": None, "rui": None, "own": 0, "away": None}
 
 
 def test_targets_are_for_those_who_may_transfer_and_of_their_workspace(

@@ -80,14 +80,15 @@ def test_a_private_view_exists_for_its_owner_only(api: Api, bia: Api, davi: Api)
 def test_a_shared_view_is_everybodys_to_see_and_its_owners_or_the_directorys_to_change(
     api: Api, bia: Api, davi: Api
 ) -> None:
-    answer = saved(bia, shared=True, name="De todos")
+    named = {"shared": True, "filter": {"field": "status", "operator": "is", "value": "pending"}}
+    answer = saved(bia, **named, name="De todos")
     path = f"/v1/views/{answer['id']}"
     for each in (api, bia, davi):
         assert views(each, answer["position"])[answer["id"]]["name"] == "De todos"
     assert davi.send_json("PUT", path, BODY).status_code == 403
     assert davi.send_json("DELETE", path, None).status_code == 403
-    bia.ok("PUT", path, BODY | {"shared": True, "name": "Da dona"})
-    changed = api.ok("PUT", path, BODY | {"shared": True, "name": "Da direção"})
+    bia.ok("PUT", path, BODY | named | {"name": "Da dona"})
+    changed = api.ok("PUT", path, BODY | named | {"name": "Da direção"})
     view = views(davi, changed["position"])[answer["id"]]
     assert (view["name"], view["version"]) == ("Da direção", 3)
     assert view["owner"] == {"kind": "agent", "id": str(demo.AGENT)}
@@ -167,3 +168,29 @@ def test_whoever_may_not_view_keeps_and_sees_no_views(api: Api, caller: Callable
     clerk = caller("integration", role, role)
     assert clerk.get("/v1/views").status_code == 403
     assert clerk.send_json("POST", "/v1/views", BODY).status_code == 403
+
+
+BY_NAME = {"or": [{"not": {"field": "contact.name", "operator": "is", "value": "Pessoa Procurada"}}]}
+BY_PLAN = {"and": [{"field": "contact.attributes.plano", "operator": "is", "value": "ouro"}]}
+BY_STATUS = {"field": "status", "operator": "is", "value": "pending"}
+
+
+def test_a_shared_view_names_contacts_only_to_those_who_may_view_them(
+    api: Api, bia: Api, caller: Callable[..., Api]
+) -> None:
+    api.ok("PUT", "/v1/roles/sem-contatos", {"grants": {"view": "all"}})
+    blind, auditor = caller("integration", "sem-contatos", "sem-contatos"), caller("bot", "auditoria", "auditor")
+    filters = {"text": FILTER, "name": BY_NAME, "plan": BY_PLAN, "status": BY_STATUS}
+    made = {name: saved(api, shared=True, filter=filter_) for name, filter_ in filters.items()}
+    mine = saved(blind, filter=BY_NAME)
+    position = mine["position"]
+
+    def seen(by: Api) -> set[str]:
+        found = views(by, position)
+        assert "Procurada" in str(found) or by is not auditor
+        return {name for name, answer in made.items() if answer["id"] in found}
+
+    assert seen(auditor) == seen(api) == set(made)
+    assert seen(bia) == {"plan", "status"}
+    assert seen(blind) == {"status"}
+    assert mine["id"] in views(blind, position), "what one wrote oneself"

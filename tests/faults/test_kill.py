@@ -167,7 +167,7 @@ class Client(threading.Thread):
         id_ = random.choice(self._conversations)
         if random.random() < 0.2:
             return f"/v1/conversations/{id_}/notes", {"text": "n"}
-        return f"/v1/conversations/{id_}/messages", {"direction": "received", "text": "m"}
+        return f"/v1/conversations/{id_}/messages", {"direction": "sent", "text": "m"}
 
     def _until_acknowledged(
         self, http: httpx.Client, path: str, body: dict[str, Any], correlation_id: str

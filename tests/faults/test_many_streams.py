@@ -90,7 +90,7 @@ async def slowest_of(client: httpx.AsyncClient, watchers: list[Watcher]) -> floa
     before = [len(watcher.told) for watcher in watchers]
     path = f"/v1/conversations/{demo.CONVERSATION}/messages"
     started = time.perf_counter()
-    answer = await client.post(path, json={"direction": "received", "text": "a todos"})
+    answer = await client.post(path, json={"direction": "sent", "text": "a todos"})
     answer.raise_for_status()
     while not all(len(watcher.told) > had for watcher, had in zip(watchers, before, strict=True)):
         assert time.perf_counter() - started < 30, "some were never told"

@@ -71,8 +71,15 @@ def shown(database: str) -> set[str]:
             assert str(IN_SIGHT) in timeline.text
             if str(OUT_OF_SIGHT) in timeline.text:
                 got.add("timeline")
+            if (await client.post("/v1/contacts", json={"id": str(ELSES), "name": "Escondida"})).is_success:
+                got.add("told that it is so")
             if (await client.put(f"/v1/contacts/{ELSES}", json={"name": "Outra"})).is_success:
                 got.add("changed")
+            if (await client.post(f"/v1/conversations/{IN_SIGHT}/contact", json={"contact_id": str(ELSES)})).is_success:
+                got.add("reassigned")
+            opening = {"channel": "phone", "contact_id": str(ELSES), "sector_id": str(demo.SECTOR)}
+            if (await client.post("/v1/conversations", json=opening)).is_success:
+                got.add("opened")
             if "Segredo" in (await client.get("/v1/views")).text:
                 got.add("view seen")
             if (await client.put(f"/v1/views/{PRIVATE}", json={"name": "x"})).status_code != 404:
@@ -99,7 +106,7 @@ def test_without_the_condition_on_conversations_their_events_are_in_the_timeline
 
 def test_without_the_rule_on_changes_contacts_are_changed(served: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(decider, "_reaches", lambda *_: True)
-    assert shown(served) == {"changed"}
+    assert shown(served) == {"changed", "told that it is so", "reassigned", "opened"}
 
 
 def test_without_the_rule_on_views_they_are_changed(served: str, monkeypatch: Any) -> None:

@@ -38,6 +38,7 @@ from domain.events import (
     ConversationOpened,
     ConversationReopened,
     ConversationTransferred,
+    Event,
     FinalizationCause,
     LabelAdded,
     LabelRemoved,
@@ -50,6 +51,7 @@ from domain.events import (
     Status,
     Surface,
 )
+from domain.permissions import Caller, Permission, Scope
 
 Given = Callable[..., Any]
 
@@ -211,6 +213,34 @@ def test_a_transfer_takes_it_from_the_bot(given: Given) -> None:
 def test_a_bot_stops_writing_when_a_person_has_taken_over(given: Given) -> None:
     bot = Actor(kind=ActorKind.BOT, id="helper")
     given(opened, handed_off_to_bot, assumed).when(SendMessage(message_id=FIRST, author=bot)).then("bot-not-in-charge")
+
+
+def test_a_bot_that_was_taken_over_is_told_so_though_it_sees_it_no_more(given: Given) -> None:
+    grants = {Permission.VIEW: Scope.OWN, Permission.REPLY: Scope.OWN}
+
+    def says(bot: str, *history: Event, **rights: Scope) -> str | None:
+        actor = Actor(kind=ActorKind.BOT, id=bot)
+        caller = Caller(UUID(int=1), actor, rights or grants)
+        command = SendMessage(message_id=FIRST, author=actor)
+        refusal: str | None = given(opened, *history).when(command, caller).refusal
+        return refusal
+
+    other = ConversationHandedOffToBot(bot="other", reason="")
+    assert says("helper", handed_off_to_bot) is None
+    for since in ((assumed,), (finalized,), (assumed, other), (assumed, other, assumed)):
+        assert says("helper", handed_off_to_bot, *since) == "bot-not-in-charge"
+    assert says("stranger", handed_off_to_bot, assumed) == "conversation-not-found"
+    assert says("helper", handed_off_to_bot, assumed, view=Scope.OWN) == "conversation-not-found", "it may not reply"
+
+
+def test_of_bots_that_had_it_the_latest_are_remembered(given: Given) -> None:
+    turns = [ConversationHandedOffToBot(bot=f"bot-{number}", reason="") for number in range(40)]
+    history = [event for turn in turns for event in (turn, assumed)]
+    label = AddLabel(label="vip")
+    assert given(opened, *history, *history[:2]).when(label).state.bots == (
+        *(f"bot-{number}" for number in range(21, 40)),
+        "bot-0",
+    )
 
 
 def test_a_bot_does_not_write_while_another_has_it(given: Given) -> None:

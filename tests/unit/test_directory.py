@@ -1,7 +1,7 @@
 """Workspaces, sectors, agents with memberships, roles and access tokens: every command in every state."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -66,6 +66,9 @@ History = tuple[Event, ...]
 NOTHING: History = ()
 
 ANSWERS: list[tuple[History, Command, History | str]] = [
+    (NOTHING, IssueToken(**TOKEN, asked_at=TOKEN["expires_at"] - timedelta(seconds=1)), (token,)),
+    (NOTHING, IssueToken(**TOKEN, asked_at=TOKEN["expires_at"]), "invalid-command"),
+    ((token,), IssueToken(**TOKEN, asked_at=TOKEN["expires_at"]), NOTHING),
     (NOTHING, CreateWorkspace(slug="acme", name="Acme"), (workspace,)),
     ((workspace,), CreateWorkspace(slug="acme", name="Acme"), NOTHING),
     ((workspace,), CreateWorkspace(slug="acme", name="Other"), "already-exists"),

@@ -62,7 +62,7 @@ from domain.permissions import may as domain_may
 SUPPORT, SALES = UUID(int=0x51), UUID(int=0x52)
 HERSELF, COLLEAGUE = UUID(int=0xA1), UUID(int=0xA2)
 CONTACT, OTHER_CONTACT = UUID(int=0xC1), UUID(int=0xC2)
-MESSAGE = UUID(int=0xE1)
+MESSAGE, THROUGH = UUID(int=0xE1), UUID(int=0xF1)
 SECTOR_IDS = {"support": SUPPORT, "sales": SALES, None: None}
 WORLD = Known(
     contacts={id_: Contact(id=id_, details=ContactDetails()) for id_ in (CONTACT, OTHER_CONTACT)},
@@ -112,12 +112,15 @@ COMMANDS: dict[str, Callable[[Caller], Command]] = {
     "take a label off": lambda _: RemoveLabel(label="vip"),
     "change the priority": lambda _: ChangePriority(priority=Priority.HIGH),
     "set an attribute": lambda _: SetAttribute(key="order", value="4711"),
-    "reassign the contact": lambda _: ReassignContact(contact_id=OTHER_CONTACT),
+    "reassign the contact": lambda _: ReassignContact(contact_id=OTHER_CONTACT, through=THROUGH),
 }
 
 
 def answer(command: Command, state: Conversation | None, caller: Caller) -> tuple[int, str]:
-    known = replace(WORLD, sectors={**WORLD.sectors, UUID(int=0x53): Sector("Quality")})
+    own = Owner(agent_id=caller.agent_id, bot=caller.bot)
+    theirs = Conversation("1", "phone", contact_id=OTHER_CONTACT, status=Status.PENDING, owner=own)
+    sectors = {**WORLD.sectors, UUID(int=0x53): Sector("Quality")}
+    known = replace(WORLD, sectors=sectors, conversations={THROUGH: theirs})
     try:
         handle(command, state, known, caller)
     except DomainError as refusal:
@@ -146,7 +149,12 @@ def test_a_conversation_is_opened_where_the_table_says(who: Who) -> None:
             continue
         owner = owner_at(place, who)
         command = OpenConversation(
-            protocol="1", channel="x", contact_id=CONTACT, sector_id=owner.sector_id, agent_id=owner.agent_id
+            protocol="1",
+            channel="x",
+            contact_id=OTHER_CONTACT,
+            sector_id=owner.sector_id,
+            agent_id=owner.agent_id,
+            through=THROUGH,
         )
         assert answer(command, None, caller) == expected_of_opening(who, place.sector, place.holder), place.name
 

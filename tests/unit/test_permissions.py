@@ -58,7 +58,7 @@ from domain.commands import (
 )
 from domain.conversation import Conversation
 from domain.decider import handle
-from domain.directory import Known, Role, decide_role
+from domain.directory import Agent, Known, Role, decide_role
 from domain.errors import DomainError
 from domain.events import (
     Actor,
@@ -67,6 +67,7 @@ from domain.events import (
     AttributeType,
     ContactDetails,
     ContactRegistered,
+    ConversationOpened,
     FinalizationCause,
     Owner,
     Priority,
@@ -75,7 +76,7 @@ from domain.events import (
     ViewContents,
     ViewSaved,
 )
-from domain.permissions import BUILT_IN_ROLES, Caller, Grants, Permission, Scope, may
+from domain.permissions import BUILT_IN_ROLES, Caller, Grants, Permission, Scope, acts_from, may
 
 Given = Callable[..., Any]
 
@@ -98,7 +99,7 @@ CONVERSATION_COMMANDS: list[tuple[Command, str]] = [
     (Finalize(surface=Surface.LISTING), "finalize-from-listing"),
     (FinalizeAutomatically(cause=FinalizationCause.AUTOMATION), "automatic"),
     (Reopen(), "reopen"),
-    (ReceiveMessage(message_id=MESSAGE), "reply"),
+    (ReceiveMessage(message_id=MESSAGE), "received"),
     (SendMessage(message_id=MESSAGE, author=ANA_HERSELF), "reply"),
     (AddNote(message_id=MESSAGE, author=ANA_HERSELF, text="note"), "reply"),
     (AddLabel(label="vip"), "label"),
@@ -133,6 +134,9 @@ OTHER_COMMANDS: list[tuple[Command, str]] = [
     (RemoveView(), "view"),
 ]
 
+PROGRAMS_ONLY = {"automatic": "finalize-from-inbox", "received": "reply"}
+"""What no person does, whatever their role: the permission that programs need for it."""
+
 # Role by role, what it may do. An agent's permissions reach to their sectors, everybody else's to all.
 MAY: dict[str, set[str]] = {
     "agent": {"view", "reply", "assume", "transfer", "finalize-from-inbox", "reopen", "label"}
@@ -144,7 +148,7 @@ MAY: dict[str, set[str]] = {
     | {"export", "view-contact", "edit-contact", "erase-contact", "read-history", "verify-history"}
     | {"manage-directory", "manage-tokens"},
     "integration": {"view", "reply", "assume", "transfer", "finalize-from-inbox", "reopen", "label"}
-    | {"view-contact", "edit-contact", "automatic"},
+    | {"view-contact", "edit-contact", *PROGRAMS_ONLY},
 }
 REACH = {"agent": "sector", "supervisor": "all", "auditor": "all", "admin": "all", "integration": "all"}
 
@@ -278,6 +282,17 @@ def test_a_token_for_somebody_else_takes_the_reach_to_what_is_theirs(world: Know
     assert answer(token.model_copy(update={"actor": himself.actor}), None, himself, known) == "permitted"
 
 
+def test_linking_an_identity_to_somebody_else_takes_the_reach_to_what_is_theirs(world: Known) -> None:
+    own = {Permission.MANAGE_DIRECTORY: Scope.ALL, Permission.VIEW: Scope.SECTOR}
+    roles = {role_id("night"): Role(name="night", grants={Permission.VIEW: Scope.SECTOR})}
+    agents = {id_: Agent(name="x", role="night") for id_ in (ANA, BIA)}
+    known = replace(world, roles=roles, agents=agents)
+    link = LinkIdentity(issuer="https://login.example.com", subject="x", agent_id=BIA, role="night")
+    assert answer(link, None, caller(own), known) == "permission-denied"
+    assert answer(link, None, caller(own | {Permission.VIEW: Scope.ALL}), known) == "permitted"
+    assert answer(link.model_copy(update={"agent_id": ANA}), None, caller(own), known) == "permitted"
+
+
 def test_a_role_must_be_built_in_or_defined(world: Known) -> None:
     admin = caller_with_role("admin")
     known = replace(world, roles={role_id("night"): Role(name="night", grants={Permission.VIEW: Scope.OWN})})
@@ -299,13 +314,13 @@ def test_a_role_of_the_workspace_reaches_as_far_as_its_scope(
     world: Known, command: Command, permission: str, place: str, granted: Scope
 ) -> None:
     owner, reaches = PLACES[place]
-    needed = Permission("reply" if permission == "automatic" else permission)
+    needed = Permission(PROGRAMS_ONLY.get(permission, permission))
     who = caller({Permission.VIEW: granted, needed: granted})
     sees_all = caller({Permission.VIEW: Scope.ALL, needed: granted})
     sees_only = caller(dict.fromkeys(set(Permission) - {needed}, granted))
     blind = caller(dict.fromkeys(set(Permission) - {Permission.VIEW}, Scope.ALL))
     in_sight = granted.value in reaches
-    permitted = in_sight and permission != "automatic"  # a person finalizes from the inbox or the listing
+    permitted = in_sight and permission not in PROGRAMS_ONLY
     for status in Status:
         state = conversation(owner, status)
         assert answer(command, state, who, world) == (
@@ -389,12 +404,86 @@ def test_a_contact_is_edited_through_a_conversation_where_the_permission_does_no
     assert given(maria, known=reached).when(ChangeContactDetails(details=change.details), who).refusal == no
 
 
+def naming(contact: UUID, **how: Any) -> list[Command]:
+    """What brings a contact into a conversation of Ana's, and so into her reach."""
+    return [
+        OpenConversation(protocol="1", channel="phone", contact_id=contact, sector_id=SUPPORT, agent_id=ANA, **how),
+        ReassignContact(contact_id=contact, **how),
+    ]
+
+
+@pytest.mark.parametrize("granted", Scope)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("limited", [Permission.VIEW_CONTACT, Permission.EDIT_CONTACT])
+def test_a_contact_is_named_only_by_whom_they_exist_for(
+    given: Given, world: Known, limited: Permission, place: str, granted: Scope
+) -> None:
+    owner, reaches = PLACES[place]
+    through = UUID(int=0xF1)
+    agents = {ANA: Agent(name="Ana", role="agent", sectors=(SUPPORT,))}
+    reached = replace(
+        world,
+        agents=agents,
+        conversations={through: replace(conversation(owner, Status.PENDING), contact_id=JOAO)},
+    )
+    elses = replace(reached, conversations={through: conversation(owner, Status.PENDING)})
+    hers = ConversationOpened(protocol="1", channel="phone", contact_id=MARIA, sector_id=SUPPORT, agent_id=ANA)
+    who = caller(dict.fromkeys(Permission, Scope.ALL) | {limited: granted})
+    no = None if granted is Scope.ALL else "contact-not-found"
+
+    def refusals(known: Known, commands: list[Command], *, who: Caller = who) -> set[str | None]:
+        histories: list[tuple[Any, ...]] = [(), (hers,)]
+        return {
+            given(*history, known=known).when(command, who).refusal
+            for history, command in zip(histories, commands, strict=True)
+        }
+
+    assert refusals(reached, naming(JOAO, through=through)) == {None if granted.value in reaches else no}
+    assert refusals(elses, naming(JOAO, through=through)) == {no}
+    assert refusals(reached, naming(JOAO)) == {no}
+    assert refusals(reached, naming(UUID(int=0xCF))) == {"contact-not-found"}, "as what is not there"
+    assert refusals(reached, naming(JOAO, registered=True)) == {None}
+    assert given(hers, known=reached).when(ReassignContact(contact_id=MARIA), who).then()
+    nothing_of_contacts = {name: Scope.ALL for name in Permission if "contact" not in name}
+    blind = caller(nothing_of_contacts | {Permission.EDIT_CONTACT: Scope.ALL})
+    assert refusals(reached, naming(JOAO), who=blind) == {None}, "nothing of the contact comes into their reach"
+
+
+@pytest.mark.parametrize("granted", Scope)
+def test_whose_id_is_registered_again_is_told_only_to_whom_they_exist_for(
+    given: Given, world: Known, granted: Scope
+) -> None:
+    details = ContactDetails(name="Maria")
+    maria = ContactRegistered(contact_id=MARIA, personal=details)
+    who = caller({Permission.EDIT_CONTACT: granted, Permission.VIEW_CONTACT: granted})
+    same, other = (RegisterContact(contact_id=MARIA, details=each) for each in (details, ContactDetails(name="Ana")))
+    assert given(maria).when(other, who).refusal == "already-exists"
+    assert given(maria).when(same, who).refusal == (None if granted is Scope.ALL else "already-exists")
+    assert given(maria).when(same.model_copy(update={"registered": True}), who).then()
+    assert given().when(same, who).refusal is None
+
+
 @pytest.mark.parametrize("kind", ActorKind)
 def test_only_bots_integrations_and_the_system_finalize_automatically(world: Known, kind: ActorKind) -> None:
     who = caller(BUILT_IN_ROLES["admin"], Actor(kind=kind, id="x"))
     command = FinalizeAutomatically(cause=FinalizationCause.INACTIVITY)
     expected = "permission-denied" if kind in {ActorKind.AGENT, ActorKind.CONTACT} else "permitted"
     assert answer(command, conversation(Owner(), Status.PENDING), who, world) == expected
+
+
+@pytest.mark.parametrize("kind", ActorKind)
+def test_only_channels_and_the_system_record_what_a_contact_wrote(world: Known, kind: ActorKind) -> None:
+    who = caller(BUILT_IN_ROLES["admin"], Actor(kind=kind, id="x"))
+    expected = "permission-denied" if kind in {ActorKind.AGENT, ActorKind.BOT} else "permitted"
+    for status in Status:
+        assert answer(ReceiveMessage(message_id=MESSAGE), conversation(Owner(), status), who, world) == expected
+
+
+@pytest.mark.parametrize("surface", Surface)
+def test_an_agent_acts_where_persons_act(surface: Surface) -> None:
+    persons = {Surface.INBOX, Surface.LISTING, Surface.BULK, Surface.API, Surface.IMPORT}
+    assert acts_from(caller_with_role("admin"), surface) is (surface in persons)
+    assert acts_from(caller_with_role("integration"), surface)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ActorKind if kind is not ActorKind.CONTACT])
@@ -450,7 +539,9 @@ def test_the_built_in_roles_grant_what_the_table_says() -> None:
         role: {(permission.value, scope.value) for permission, scope in grants.items()}
         for role, grants in BUILT_IN_ROLES.items()
     }
-    assert granted == {role: {(may, REACH[role]) for may in allowed - {"automatic"}} for role, allowed in MAY.items()}
+    assert granted == {
+        role: {(may, REACH[role]) for may in allowed - set(PROGRAMS_ONLY)} for role, allowed in MAY.items()
+    }
 
 
 @pytest.mark.parametrize("permission", Permission)
