@@ -15,8 +15,8 @@ from adapters.accesses import What
 from api.access import QUERY_PROBLEMS, needs
 from api.queries import Moment, as_json, decode_cursor, encode_cursor, fetch
 from domain.events import Actor, Line
-from domain.permissions import Caller, Permission, Scope
-from projections.listing_query import visible
+from domain.permissions import Caller, Permission
+from projections.listing_query import within_reach
 
 router = APIRouter(prefix="/v1", tags=["history"])
 
@@ -76,11 +76,7 @@ async def list_accesses(
         )
         if value is not None
     ]
-    if caller.scope(Permission.READ_HISTORY) is not Scope.ALL:
-        seen = visible(caller, Permission.READ_HISTORY)
-        theirs = " and ".join(text for text, _ in seen)
-        values = [value for _, some in seen for value in some]
-        conditions.append((f"conversation_id in (select id from listing where {theirs})", values))
+    conditions += within_reach(caller, "conversation_id", Permission.VIEW, Permission.READ_HISTORY)
     rows = await fetch(
         request,
         caller,

@@ -4,17 +4,20 @@ Rows are read by a cursor of the database and written out as they come: memory d
 all of them stand as they did at one moment.
 
 Invariant: no cell that a person could have written begins like a formula; a row holds what the listing would show.
+Who takes nothing is cut: an export holds a connection to the database and one of few places.
 """
 
+import asyncio
 import csv
 import io
+import logging
 import re
 import unicodedata
 from collections import Counter as Tally
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 import orjson
@@ -22,6 +25,7 @@ from fastapi import APIRouter, Query, Request
 from psycopg.rows import dict_row
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Send
 
 from adapters.command_handler import UnavailableError
 from api.access import QUERY_PROBLEMS, needs, require
@@ -31,6 +35,7 @@ from api.queries import Position, reading, wait_for
 from domain.permissions import Caller, Permission
 from projections.listing_query import Page, Sort, pages, shown
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 
 COLUMNS = tuple(ConversationView.model_fields)
@@ -43,6 +48,9 @@ BETWEEN = " | "
 """What stands between the values of a list in one cell."""
 AT_ONCE, AT_ONCE_PER_WORKSPACE = 3, 2
 ROWS_AT_ONCE = 500
+SEND_SECONDS = 30.0
+"""How long a reader may take for `SENT_AT_ONCE` before they are given up, and what the export holds is let go."""
+SENT_AT_ONCE = 65_536
 _LIMITS = "set local statement_timeout = '60s'; set local idle_in_transaction_session_timeout = '60s'"
 """For the sort that may come before the first row, and for a client that reads slowly."""
 
@@ -90,7 +98,7 @@ async def export_conversations(
     In CSV (UTF-8, RFC 4180) the values of a list stand in one cell, with ` | ` between them, and attributes as JSON.
     A text that begins like a formula (`=`, `+`, `-`, `@`, tab, line end), or would behind a `;`, has an apostrophe
     there. NDJSON holds one conversation a line, exactly as the listing shows it. An export that breaks off has not sent
-    its last chunk.
+    its last chunk; one of which nothing is taken for half a minute does.
     """
     require(caller, Permission.VIEW)
     asked = Page(
@@ -110,7 +118,25 @@ async def export_conversations(
     media_type = "text/csv; charset=utf-8" if wanted.format == "csv" else "application/x-ndjson"
     name = f"conversas-{datetime.now(UTC):%Y%m%d-%H%M%S}.{wanted.format}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return StreamingResponse(_stream(headings + first, written), 200, headers, media_type)
+    return Export(_stream(headings + first, written), 200, headers, media_type)
+
+
+class Export(StreamingResponse):
+    """A response that ends where its reader takes nothing."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the parts, each within its time."""
+
+        async def in_time(message: Message) -> None:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+
+        try:
+            await super().stream_response(in_time)
+        except TimeoutError:
+            log.warning("an export was broken off: nothing was taken of it for %s s", SEND_SECONDS)
+        finally:
+            await cast("AsyncGenerator[bytes]", self.body_iterator).aclose()
 
 
 Rows = list[dict[str, Any]]
@@ -120,7 +146,8 @@ async def _stream(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[by
     async with aclosing(rest):
         yield first
         async for part in rest:
-            yield part
+            for start in range(0, len(part), SENT_AT_ONCE):
+                yield part[start : start + SENT_AT_ONCE]
 
 
 async def _written(

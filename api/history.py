@@ -19,7 +19,7 @@ from domain.envelope import RecordedEvent, StreamType
 from domain.events import EVENTS, UNPUBLISHED, Actor, Line, Surface
 from domain.permissions import Caller, Permission, Scope
 from projections.history import COLUMNS
-from projections.listing_query import Sql, visible
+from projections.listing_query import Sql, within_reach
 
 router = APIRouter(prefix="/v1", tags=["history"])
 
@@ -93,11 +93,7 @@ async def search_history(
     ):
         if value is not None:
             conditions.append((condition, [value]))
-    if caller.scope(Permission.READ_HISTORY) is not Scope.ALL:
-        seen = visible(caller, Permission.READ_HISTORY)
-        inner = " and ".join(text for text, _ in seen)
-        values = [value for _, some in seen for value in some]
-        conditions.append((f"stream_id in (select id from listing where {inner})", values))
+    conditions += within_reach(caller, "stream_id", Permission.VIEW, Permission.READ_HISTORY)
     where = " and ".join(text for text, _ in conditions)
     rows = await fetch(
         request,

@@ -672,6 +672,15 @@ def visible(caller: Caller, permission: Permission = Permission.VIEW) -> list[Sq
     return conditions
 
 
+def within_reach(caller: Caller, column: str, *permissions: Permission) -> list[Sql]:
+    """That ``column`` is a conversation which all of ``permissions`` reach; nothing where they reach everything."""
+    limited = [permission for permission in permissions if caller.scope(permission) not in {None, Scope.ALL}]
+    if not limited:
+        return []
+    theirs, values = _all([condition for permission in limited for condition in visible(caller, permission)])
+    return [(f"{column} in (select id from listing where {theirs})", values)]
+
+
 def shown(row: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
     """A row as ``caller`` sees it: the contact's details only with the permission for them."""
     hidden = {"workspace_id", "recorded_at", "sort_value", "waited", "waiting_from", "words", "sees_contact"}

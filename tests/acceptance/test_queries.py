@@ -9,6 +9,7 @@ import base64
 import itertools
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -485,6 +486,7 @@ def test_a_history_in_scope_of_the_sectors_is_that_of_visible_conversations_only
     chief = caller("agent", agent, role)
     seen, unseen = open_conversation(), open_conversation(sector_id=str(demo.OTHER_SECTOR))
     unseen.view()
+    unseen.messages()
     assert chief.read("/v1/me")["sectors"] == [str(demo.SECTOR)]
     assert [entry["topic"] for entry in seen.history(by=chief)] == ["conversation-opened.v1"]
     for path in routes_of(unseen):
@@ -497,6 +499,13 @@ def test_a_history_in_scope_of_the_sectors_is_that_of_visible_conversations_only
     assert {entry["stream_id"] for entry in everything} <= visible
     refused = chief.get("/v1/events")
     assert (refused.status_code, refused.json()["code"]) == (403, "permission-denied")
+    api.ok("PUT", f"/v1/roles/{role}", {"grants": {"view": "sector", "read-history": "all"}})
+    for _ in range(600):
+        if chief.read("/v1/me")["grants"]["read-history"] == "all":
+            break
+        time.sleep(0.05)
+    for path in ("/v1/history", "/v1/accesses"):
+        assert unseen.id not in chief.get(path, params={"limit": 500}).text, "what one reads is no more than one sees"
 
 
 def test_who_may_not_read_the_history_is_told_so(bia: Api, a_pending_conversation: Conversation) -> None:
