@@ -315,7 +315,7 @@ _WORD = "^[!-~]{1,200}$"
 _COMMAND_HEADERS = [
     _header(
         "Idempotency-Key",
-        "The first answer to a key is given again; another request under it is refused.",
+        "Your first answer to a key is given again; another request of yours under it is refused.",
         pattern=_WORD,
     ),
     _header(
@@ -323,7 +323,7 @@ _COMMAND_HEADERS = [
         'Refuse (412) unless it is at this version, such as "3".',
         pattern=r'^((W/)?"[0-9]{1,18}"|[0-9]{1,18}|\*)$',
     ),
-    _header("Surface", "Where the actor does it.", enum=sorted(CLIENT_SURFACES.values())),
+    _header("Surface", "Where the actor does it; an agent names no program's.", enum=sorted(CLIENT_SURFACES.values())),
     _header("Correlation-Id", "Ties together what belongs together.", format="uuid"),
     _header("Causation-Id", "What made you ask, such as the id of an event.", pattern=_WORD),
 ]

@@ -33,11 +33,11 @@ from api.queries import (
 )
 from domain.errors import ConversationNotFoundError
 from domain.events import FinalizationCause, Status, Surface
-from domain.permissions import Caller, Permission
+from domain.permissions import Caller, Permission, Scope
 from projections import episode_totals
 from projections.episode_totals import COUNTS, MEASURES, MOST_GROUPS, GroupBy, Wanted, totals
 from projections.filters import EVERYTHING, Filter
-from projections.listing_query import one, where
+from projections.listing_query import Sql, one, where
 
 router = APIRouter(prefix="/v1", tags=["metrics"])
 ConversationId = Annotated[UUID, Path(description="the conversation's id", examples=[demo.CONVERSATION])]
@@ -229,10 +229,15 @@ async def _totals(request: Request, caller: Caller, filter_: Filter, wanted: Tot
         time_zone=wanted.time_zone,
         now=datetime.now(UTC),
     )
-    chosen = where(caller, filter_, now=asked.now)
-    rows = await fetch(request, caller, *totals(caller.workspace_id, chosen, asked))
+    rows = await fetch(request, caller, *totals(caller.workspace_id, chosen(caller, filter_, asked.now), asked))
     items = [_shown(row, wanted.group_by) for row in rows[:MOST_GROUPS]]
     return as_json({"items": items, "more": len(rows) > MOST_GROUPS})
+
+
+def chosen(caller: Caller, filter_: Filter, now: datetime) -> Sql | None:
+    """The condition on `listing` for the conversations that count; None: all of the workspace's."""
+    is_everything = filter_ == EVERYTHING and caller.scope(Permission.VIEW) is Scope.ALL
+    return None if is_everything else where(caller, filter_, now=now)
 
 
 def _shown(row: dict[str, Any], group_by: Sequence[GroupBy]) -> dict[str, Any]:

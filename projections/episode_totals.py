@@ -78,13 +78,14 @@ class Wanted:
     now: datetime
 
 
-def totals(workspace_id: UUID, chosen: tuple[str, Sequence[Any]], wanted: Wanted) -> tuple[str, list[Any]]:
+def totals(workspace_id: UUID, chosen: tuple[str, Sequence[Any]] | None, wanted: Wanted) -> tuple[str, list[Any]]:
     """The statement; ``chosen`` is the condition on `listing` that says which conversations count.
+
+    None: all of the workspace's, which then need not be looked up one by one: that is most of the time it takes.
 
     Its rows hold the groups as ``group_1`` …, `COUNTS`, and per measure ``…_average``, ``…_median``, ``…_p90`` and
     ``…_count``; one row more than `MOST_GROUPS` tells that there are more.
     """
-    condition, condition_values = chosen
     moment = _MOMENTS[wanted.moment]
     columns, values = [], []
     for number, group in enumerate(wanted.group_by, start=1):
@@ -98,8 +99,12 @@ def totals(workspace_id: UUID, chosen: tuple[str, Sequence[Any]], wanted: Wanted
         columns.append(f"avg({name}) as {name}_average")
         columns.append(f"percentile_cont(array[0.5, 0.9]) within group (order by {name}) as {name}_percentiles")
         columns.append(f"count({name}) as {name}_count")
-    period = ["episodes.workspace_id = %s", f"episodes.conversation_id in (select id from listing where {condition})"]
-    period_values = [workspace_id, *condition_values]
+    period = ["episodes.workspace_id = %s"]
+    period_values: list[Any] = [workspace_id]
+    if chosen is not None:
+        condition, condition_values = chosen
+        period.append(f"episodes.conversation_id in (select id from listing where {condition})")
+        period_values += condition_values
     if wanted.moment is Moment.FINALIZED:
         period.append("episodes.finalized_at is not null")
     for operator, bound in ((">=", wanted.start), ("<", wanted.end)):

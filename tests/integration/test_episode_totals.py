@@ -19,6 +19,7 @@ from naive_episodes import episodes
 from psycopg.rows import dict_row
 
 from adapters.command_handler import CommandHandler, Request
+from api import metrics
 from domain.commands import (
     Assume,
     Command,
@@ -42,7 +43,6 @@ from domain.events import Actor, ActorKind, ContactDetails, FinalizationCause, S
 from domain.permissions import BUILT_IN_ROLES, Caller, Permission, Scope
 from projections.episode_totals import COUNTS, MEASURES, GroupBy, Moment, Wanted, totals
 from projections.filters import EVERYTHING, FILTER, Filter
-from projections.listing_query import where
 
 WORKSPACE, ELSEWHERE = id_of("totals"), id_of("totals elsewhere")
 SECTORS = [id_of(f"totals sector {n}") for n in range(3)]
@@ -179,7 +179,7 @@ def measured(rows: Sequence[dict[str, Any]], now: datetime) -> dict[str, Any]:
 
 
 def totalled(database: str, caller: Caller, filter_: Filter, wanted: Wanted) -> dict[tuple[Any, ...], dict[str, Any]]:
-    statement, values = totals(WORKSPACE, where(caller, filter_, now=wanted.now), wanted)
+    statement, values = totals(WORKSPACE, metrics.chosen(caller, filter_, wanted.now), wanted)
     with psycopg.connect(database, row_factory=dict_row) as connection:
         rows = connection.execute(statement, values).fetchall()
     keys = [f"group_{number}" for number in range(1, len(wanted.group_by) + 1)]
