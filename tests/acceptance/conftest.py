@@ -127,8 +127,8 @@ class Conversation:
         return (by or self.api).items(f"{self.path}/history", at_least=self.answer["position"])
 
     def messages(self, by: Api | None = None) -> list[dict[str, Any]]:
-        """Its messages and notes."""
-        return (by or self.api).items(f"{self.path}/messages")
+        """Its messages and notes, last command included."""
+        return (by or self.api).items(f"{self.path}/messages", at_least=self.answer["position"])
 
 
 @dataclass(frozen=True)
