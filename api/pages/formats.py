@@ -87,15 +87,22 @@ class Formats:
         days, rest = divmod(seconds, _DAY)
         return gettext("%(d)s d %(h)s h") % {"d": self.number(days), "h": rest // _HOUR}
 
+    def seconds_since(self, value: Any) -> float:
+        """How many seconds ago a moment was."""
+        at = moment_of(value)
+        return 0.0 if at is None else max(0.0, (self.now - at).total_seconds())
+
     def since(self, value: Any) -> str:
         """How long ago a moment was."""
-        at = moment_of(value)
-        return "" if at is None else self.duration(max(0.0, (self.now - at).total_seconds()))
+        return "" if value is None else self.duration(self.seconds_since(value))
 
     def local(self, value: Any) -> str:
         """A moment as the value of an input of type datetime-local."""
         at = moment_of(value)
-        return "" if at is None else at.astimezone(self.zone).strftime("%Y-%m-%dT%H:%M")
+        if at is None:
+            return ""
+        there = at.astimezone(self.zone).replace(tzinfo=None)
+        return there.isoformat(timespec="auto" if there.second or there.microsecond else "minutes")
 
     def typed(self, text: str) -> datetime | None:
         """The moment that an input of type datetime-local holds, or that is written with its zone; None for others."""

@@ -56,6 +56,9 @@ NAVIGATION: tuple[tuple[str, str, Permission], ...] = (("/", N_("Conversations")
 """Address, name and what it takes to see it; a page below an address belongs to it."""
 
 
+_OF_THE_LISTING = ("/conversations/", "/filter", "/views", "/bulk")
+
+
 class OtherSiteError(Exception):
     """A form that is none of ours, or of another session."""
 
@@ -121,11 +124,12 @@ class Page:
     def navigation(self) -> list[dict[str, Any]]:
         """Where one can go."""
         here = self.request.url.path
+        first = here == "/" or here.startswith(_OF_THE_LISTING)
         return [
             {
                 "address": address,
                 "name": name,
-                "current": here == address or (address != "/" and here.startswith(address)),
+                "current": first if address == "/" else here.startswith(address),
             }
             for address, name, permission in NAVIGATION
             if self.may(permission)

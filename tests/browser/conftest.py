@@ -36,6 +36,7 @@ api = acceptance.api
 caller = acceptance.caller
 bia = acceptance.bia
 workspace = acceptance.workspace
+open_conversation = acceptance.open_conversation
 start_service = acceptance.start_service
 ADMIN_TOKEN: str = acceptance.ADMIN_TOKEN
 WAIT_SECONDS = 20
