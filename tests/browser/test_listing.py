@@ -125,7 +125,7 @@ def test_what_another_client_does_shows_up_in_its_place_without_moving_what_one_
     api.ok("POST", f"/v1/conversations/{second}/finalize", {"surface": "inbox"})
     expect(row(page, second)).to_have_count(0)
     expect(page.locator("#tab-finalized .tally")).to_have_text("1")
-    api.ok("POST", f"/v1/conversations/{first}/messages", {"direction": "received", "text": "Ainda aqui"})
+    api.ok("POST", f"/v1/conversations/{first}/messages", {"direction": "sent", "text": "Ainda aqui"})
     expect(rows(page).first).to_contain_text("Primeira")
     expect(row(page, first).get_by_role("checkbox")).to_be_checked()
     expect(row(page, first).get_by_role("link").first).to_be_focused()
