@@ -21,6 +21,7 @@ class What(StrEnum):
     STREAM = "stream"
     HISTORY = "history"
     CONTACT = "contact"
+    EXPORT = "export"
 
 
 @dataclass(frozen=True, slots=True)

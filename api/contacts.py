@@ -19,7 +19,7 @@ from uuid_utils.compat import uuid7
 from adapters.accesses import Access, What, recording
 from api import demo
 from api.access import QUERY_PROBLEMS, Commands, answer, command_route, needs
-from api.history import HistoryEntry, entry
+from api.history import HistoryEntry, in_words
 from api.queries import (
     AtLeast,
     Cursor,
@@ -32,6 +32,7 @@ from api.queries import (
     invalid,
     wait_for,
 )
+from api.sentences import Speaking
 from domain.commands import ChangeContactDetails, RegisterContact
 from domain.errors import ContactNotFoundError
 from domain.events import ContactDetails, Line
@@ -111,7 +112,7 @@ async def find_contacts(
     caller: Annotated[Caller, needs(Permission.VIEW_CONTACT)],
     wanted: Annotated[ContactParameters, Query()],
 ) -> Response:
-    """The contacts that you may see, by name; erased ones are not among them.
+    """The contacts that you may see, by name; erased ones are not among them. That you looked is recorded.
 
     With ``q``, those with a name that has all of its words, each as the beginning of one of theirs; or with an e-mail
     or phone that has it from the beginning of a word or from any digit on. Accents and punctuation do not count.
@@ -129,7 +130,8 @@ async def find_contacts(
     query = (
         f"select {_COLUMNS}, name_key from {table} contacts where {' and '.join(where)} order by name_key, contacts.id"
     )
-    rows = await fetch(request, caller, f"{query} limit %s", [*values, wanted.limit + 1])
+    access = Access(caller, What.CONTACT, request.state.request_id)
+    rows = await fetch(request, caller, *recording(access, f"{query} limit %s", [*values, wanted.limit + 1]))
     items = rows[: wanted.limit]
     keys = [row.pop("name_key") for row in items]
     more = len(rows) > wanted.limit
@@ -242,8 +244,12 @@ async def get_timeline(
     limit: Limit = 100,
     cursor: Cursor = None,
     at_least: AtLeast = None,
+    *,
+    speech: Speaking,
 ) -> Response:
     """Everything that happened with the contact, in all conversations that you may see, newest first.
+
+    Of conversations whose history you may not read, only that they began, ended and went on, and that somebody wrote.
 
     A conversation that is reassigned takes its past along to its new contact; whom it was taken from keeps the
     reassignment.
@@ -253,8 +259,9 @@ async def get_timeline(
     await wait_for(request, "history", at_least)
     await _contact(request, caller, id)
     page = timeline.Page(caller.workspace_id, id, HISTORY_COLUMNS, before, limit)
-    rows = await fetch(request, caller, *timeline.page(page, visible(caller)))
-    items = [entry(row) for row in rows[:limit]]
+    history = visible(caller, Permission.READ_HISTORY)[1:]
+    rows = await fetch(request, caller, *timeline.page(page, visible(caller), history))
+    items = await in_words(request, caller, rows[:limit], speech)
     more = len(rows) > limit
     last = encode_cursor(items[-1]["occurred_at"].astimezone(UTC).isoformat(), items[-1]["position"]) if more else None
     return as_json({"items": items, "next": last})

@@ -14,9 +14,10 @@ import logging
 import re
 import unicodedata
 from collections import Counter as Tally
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
@@ -27,13 +28,14 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Send
 
+from adapters.accesses import Access, What, recording
 from adapters.command_handler import UnavailableError
 from api.access import QUERY_PROBLEMS, needs, require
 from api.as_of import AsOf, look_back
 from api.listing import BarParameters, ConversationView, filter_of, sort_of
-from api.queries import Position, reading, wait_for
+from api.queries import Position, fetch, reading, wait_for
 from domain.permissions import Caller, Permission
-from projections.listing_query import Page, Sort, pages, shown
+from projections.listing_query import Page, Sort, Sql, pages, shown
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
@@ -46,6 +48,9 @@ _UNSEEN = " \u00a0\u200b\u200c\u200d\u2060\ufeff"
 _AFTER_A_SEPARATOR = re.compile(rf"([;\t\r\n][{_UNSEEN}]*)(?=[=+@\uff1d\uff0b\uff20-])")
 BETWEEN = " | "
 """What stands between the values of a list in one cell."""
+Format = Literal["csv", "ndjson"]
+Row = dict[str, Any]
+Rows = list[Row]
 AT_ONCE, AT_ONCE_PER_WORKSPACE = 3, 2
 ROWS_AT_ONCE = 500
 SEND_SECONDS = 30.0
@@ -62,7 +67,7 @@ class TooManyExportsError(UnavailableError):
 class ExportParameters(BarParameters):
     """What to export, in which order and form."""
 
-    format: Literal["csv", "ndjson"] = "csv"
+    format: Format = "csv"
     sort: Annotated[
         Sort | None, Field(description="else by the only period of the bar that is given, or by latest activity")
     ] = None
@@ -97,8 +102,8 @@ async def export_conversations(
 
     In CSV (UTF-8, RFC 4180) the values of a list stand in one cell, with ` | ` between them, and attributes as JSON.
     A text that begins like a formula (`=`, `+`, `-`, `@`, tab, line end), or would behind a `;`, has an apostrophe
-    there. NDJSON holds one conversation a line, exactly as the listing shows it. An export that breaks off has not sent
-    its last chunk; one of which nothing is taken for half a minute does.
+    there. NDJSON holds one conversation a line, exactly as the listing shows it. That you export is recorded. An export
+    that breaks off has not sent its last chunk; one of which nothing is taken for half a minute does.
     """
     require(caller, Permission.VIEW)
     asked = Page(
@@ -112,12 +117,32 @@ async def export_conversations(
     )
     await look_back(request, caller, wanted.as_of)
     await wait_for(request, "listing", wanted.at_least)
-    written = _written(request, caller, asked, _as_csv if wanted.format == "csv" else _as_ndjson)
+    return await exported(
+        *(request, caller, "conversas", wanted.format, COLUMNS, pages(caller, asked)), lambda row: shown(row, caller)
+    )
+
+
+async def exported(
+    request: Request,
+    caller: Caller,
+    name: str,
+    format: Format,
+    columns: Sequence[str],
+    statements: Sequence[Sql],
+    show: Callable[[Row], Row],
+) -> Response:
+    """The rows of ``statements``, one after the other, as ``show`` has them: a file that is written as it is read.
+
+    That the caller takes them along is recorded before.
+    """
+    await fetch(request, caller, *recording(Access(caller, What.EXPORT, request.state.request_id)))
+    write = partial(_as_csv, columns) if format == "csv" else _as_ndjson
+    written = _written(request, caller, statements, lambda rows: write([show(row) for row in rows]))
     first = await anext(written)  # what goes wrong before the first rows is still answered with a problem
-    headings = f"{','.join(COLUMNS)}\r\n".encode() if wanted.format == "csv" else b""
-    media_type = "text/csv; charset=utf-8" if wanted.format == "csv" else "application/x-ndjson"
-    name = f"conversas-{datetime.now(UTC):%Y%m%d-%H%M%S}.{wanted.format}"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    headings = f"{','.join(columns)}\r\n".encode() if format == "csv" else b""
+    media_type = "text/csv; charset=utf-8" if format == "csv" else "application/x-ndjson"
+    file = f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}.{format}"
+    headers = {"Content-Disposition": f'attachment; filename="{file}"', "Cache-Control": "no-store"}
     return Export(_stream(headings + first, written), 200, headers, media_type)
 
 
@@ -139,9 +164,6 @@ class Export(StreamingResponse):
             await cast("AsyncGenerator[bytes]", self.body_iterator).aclose()
 
 
-Rows = list[dict[str, Any]]
-
-
 async def _stream(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
     async with aclosing(rest):
         yield first
@@ -151,18 +173,18 @@ async def _stream(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[by
 
 
 async def _written(
-    request: Request, caller: Caller, asked: Page, write: Callable[[Rows], bytes]
+    request: Request, caller: Caller, statements: Sequence[Sql], write: Callable[[Rows], bytes]
 ) -> AsyncGenerator[bytes]:
     """The rows, so many at a time; a first part comes always, if need be an empty one."""
     async with _one_of_few(caller.workspace_id), reading(request, caller) as connection:
         await connection.execute(_LIMITS)
         found = 0
-        for statement in pages(caller, asked):
+        for statement in statements:
             async with connection.cursor("export", row_factory=dict_row) as cursor:
                 await cursor.execute(*statement)
                 while rows := await cursor.fetchmany(ROWS_AT_ONCE):
                     found += len(rows)
-                    yield write([shown(row, caller) for row in rows])
+                    yield write(rows)
         if not found:
             yield b""
 
@@ -186,10 +208,10 @@ def _as_ndjson(rows: Rows) -> bytes:
     return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS) for row in rows)
 
 
-def _as_csv(rows: Rows) -> bytes:
+def _as_csv(columns: Sequence[str], rows: Rows) -> bytes:
     text = io.StringIO()
     csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(
-        [cell(row[column]) for column in COLUMNS] for row in rows
+        [cell(row[column]) for column in columns] for row in rows
     )
     return text.getvalue().encode()
 

@@ -3,6 +3,7 @@
 Invariant: no personal data: ids and the facts around them.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -11,12 +12,15 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from adapters.accesses import Access, What, recording
 from adapters.event_log import COLUMNS as EVENT_COLUMNS
 from adapters.event_log import EventRow, recorded
 from api.access import QUERY_PROBLEMS, needs
 from api.queries import Moment, Position, as_json, decode_cursor, encode_cursor, fetch, fetch_status, wait_for
+from api.sentences import DEFAULT_ZONE, Lang, Names, Speech, Zone, names_for, sentence, speech_of
 from domain.envelope import RecordedEvent, StreamType
-from domain.events import EVENTS, UNPUBLISHED, Actor, Line, Surface
+from domain.errors import PermissionDeniedError
+from domain.events import EVENTS, UNPUBLISHED, Actor, ActorKind, Line, Status, Surface
 from domain.permissions import Caller, Permission, Scope
 from projections.history import COLUMNS
 from projections.listing_query import Sql, within_reach
@@ -24,9 +28,13 @@ from projections.listing_query import Sql, within_reach
 router = APIRouter(prefix="/v1", tags=["history"])
 
 
-class HistoryEntry(BaseModel):
-    """An event and how the conversation stood after it."""
+_SAID = "Finalizada por Davi Rocha, pela listagem, em 22/11/2026 às 14:03, resultado: resolvida"
 
+
+class HistoryEntry(BaseModel):
+    """An event and how the conversation stood after it; how it stood before is the event of the version before."""
+
+    sentence: Annotated[str, Field(description="what happened, in words: who, from where, when", examples=[_SAID])]
     position: int
     stream_type: StreamType
     stream_id: UUID
@@ -54,21 +62,38 @@ class HistoryPage(BaseModel):
     next: str | None
 
 
-class HistoryParameters(BaseModel):
+class HistoryFilter(BaseModel):
     """What to look for; all that is given must hold."""
 
     model_config = ConfigDict(extra="forbid")
 
     actor: Annotated[Line | None, Field(description="the actor's id")] = None
+    actor_kind: ActorKind | None = None
     event: Annotated[Literal[tuple(EVENTS)] | None, Field(description="an event's topic")] = None  # type: ignore[valid-type]
     surface: Surface | None = None
-    sector: UUID | None = None
+    status: Annotated[Status | None, Field(description="of the conversation after the event")] = None
+    sector: Annotated[UUID | None, Field(description="that the conversation was in after the event")] = None
+    agent: Annotated[UUID | None, Field(description="whom the conversation was with after the event")] = None
+    contact: Annotated[UUID | None, Field(description="as on their timeline: their events, their conversations'")] = (
+        None
+    )
     stream: Annotated[UUID | None, Field(description="a conversation, contact, agent …")] = None
     occurred_from: Moment | None = None
     occurred_until: Moment | None = None
+    recorded_from: Moment | None = None
+    recorded_until: Moment | None = None
+    request_id: UUID | None = None
+    correlation_id: UUID | None = None
+    lang: Lang = None
+    tz: Zone = DEFAULT_ZONE
+    at_least: Position | None = None
+
+
+class HistoryParameters(HistoryFilter):
+    """What to look for, and which page of it."""
+
     limit: Annotated[int, Field(ge=1, le=500)] = 100
     cursor: Annotated[str | None, Field(max_length=500, description="`next` of the page before")] = None
-    at_least: Position | None = None
 
 
 @router.get("/history", summary="Search the history", response_model=HistoryPage, responses=QUERY_PROBLEMS)
@@ -77,40 +102,74 @@ async def search_history(
     caller: Annotated[Caller, needs(Permission.READ_HISTORY)],
     wanted: Annotated[HistoryParameters, Query()],
 ) -> Response:
-    """Events across conversations, newest first; only of what you may see."""
+    """Events across conversations, newest first; only of what you may see. That you looked is recorded."""
     before = decode_cursor(wanted.cursor, int)
+    speech = speech_of(request, wanted.lang, wanted.tz)
     await wait_for(request, "history", wanted.at_least)
-    conditions: list[Sql] = [("workspace_id = %s", [caller.workspace_id])]
-    for condition, value in (
-        ("actor_id = %s", wanted.actor),
-        ("topic = %s", wanted.event),
-        ("surface = %s", wanted.surface),
-        ("sector_id = %s", wanted.sector),
-        ("stream_id = %s", wanted.stream),
-        ("occurred_at >= %s", wanted.occurred_from),
-        ("occurred_at < %s", wanted.occurred_until),
-        ("position < %s", before and before[0]),
-    ):
-        if value is not None:
-            conditions.append((condition, [value]))
-    conditions += within_reach(caller, "stream_id", Permission.VIEW, Permission.READ_HISTORY)
-    where = " and ".join(text for text, _ in conditions)
-    rows = await fetch(
-        request,
-        caller,
-        f"select {', '.join(COLUMNS)} from history where {where} order by position desc limit %s",
-        [*(value for _, some in conditions for value in some), wanted.limit + 1],
+    conditions = found_by(caller, wanted) + ([("position < %s", before)] if before else [])
+    query, values = rows_of(conditions)
+    statement = recording(
+        Access(caller, What.HISTORY, request.state.request_id), f"{query} limit %s", [*values, wanted.limit + 1]
     )
+    rows = await fetch(request, caller, *statement)
     more = len(rows) > wanted.limit
-    items = [entry(row) for row in rows[: wanted.limit]]
+    items = await in_words(request, caller, rows[: wanted.limit], speech)
     return as_json({"items": items, "next": encode_cursor(items[-1]["position"]) if more else None})
 
 
-def entry(row: dict[str, Any]) -> dict[str, Any]:
+def found_by(caller: Caller, wanted: HistoryFilter) -> list[Sql]:
+    """The conditions on `history` for what ``wanted`` asks for and ``caller`` may read."""
+    workspace = [caller.workspace_id]
+    conditions: list[Sql] = [("workspace_id = %s", workspace)]
+    for condition, value in (
+        ("actor_id = %s", wanted.actor),
+        ("actor_kind = %s", wanted.actor_kind),
+        ("topic = %s", wanted.event),
+        ("surface = %s", wanted.surface),
+        ("status = %s", wanted.status),
+        ("sector_id = %s", wanted.sector),
+        ("agent_id = %s", wanted.agent),
+        ("stream_id = %s", wanted.stream),
+        ("occurred_at >= %s", wanted.occurred_from),
+        ("occurred_at < %s", wanted.occurred_until),
+        ("request_id = %s", wanted.request_id),
+        ("correlation_id = %s", wanted.correlation_id),
+    ):
+        if value is not None:
+            conditions.append((condition, [value]))
+    if wanted.contact is not None:
+        theirs = "select position from timeline where workspace_id = %s and contact_id = %s"
+        conditions.append((f"position in ({theirs})", [*workspace, wanted.contact]))
+    # Times of recording follow positions, in whose order the rows are wanted.
+    for sign, order, at in ((">=", "asc", wanted.recorded_from), ("<", "desc", wanted.recorded_until)):
+        if at is not None:
+            edge = f"select position from history where workspace_id = %s and recorded_at {sign} %s"
+            edge = f"{edge} order by recorded_at {order}, position {order} limit 1"
+            conditions.append((f"position {sign.replace('<', '<=')} ({edge})", [*workspace, at]))
+    return conditions + within_reach(caller, "stream_id", Permission.VIEW, Permission.READ_HISTORY)
+
+
+def rows_of(conditions: Sequence[Sql]) -> Sql:
+    """The statement for the rows that ``conditions`` hold for, newest first."""
+    where = " and ".join(text for text, _ in conditions)
+    values = [value for _, some in conditions for value in some]
+    return f"select {', '.join(COLUMNS)} from history where {where} order by position desc", values
+
+
+async def in_words(
+    request: Request, caller: Caller, rows: Sequence[dict[str, Any]], speech: Speech
+) -> list[dict[str, Any]]:
+    """Rows of the history as clients see them, with a sentence each."""
+    names = await names_for(request, caller, rows) if rows else {}
+    return [entry(row, names, speech) for row in rows]
+
+
+def entry(row: dict[str, Any], names: Names, speech: Speech) -> dict[str, Any]:
     """A row of the history as clients see it."""
     hidden = {"workspace_id", "actor_kind", "actor_id"}
     shown = {key: value for key, value in row.items() if key not in hidden}
-    return shown | {"actor": {"kind": row["actor_kind"], "id": row["actor_id"]}}
+    actor = {"kind": row["actor_kind"], "id": row["actor_id"]}
+    return {"sentence": sentence(row, names, speech)} | shown | {"actor": actor}
 
 
 class EventView(BaseModel):
@@ -158,24 +217,31 @@ async def read_events(
     caller: Annotated[Caller, needs(Permission.READ_HISTORY, Scope.ALL)],
     wanted: Annotated[EventParameters, Query()],
 ) -> Response:
-    """Every event of the workspace after a position, in order: for consumers without Kafka.
+    """Every event of the workspace after a position, in order: for consumers without Kafka. That you read is recorded.
 
     A page may be short or empty although more follow; ``next`` always goes on where it ended.
     """
+    require_all(caller)
     after, limit = wanted.after, wanted.limit
     # The head first: what is appended after this look belongs to the next page.
     head = await fetch_status(request, "select coalesce(max(position), 0) as head from events")
     end = min(after + SCANNED, head[0]["head"])
-    rows = await fetch(
-        request,
-        caller,
+    statement = recording(
+        Access(caller, What.HISTORY, request.state.request_id),
         f"select {EVENT_COLUMNS} from events"
         " where position > %s and position <= %s and workspace_id = %s order by position limit %s",
         (after, end, caller.workspace_id, limit),
     )
+    rows = await fetch(request, caller, *statement)
     items = [event_view(recorded(EventRow(**row))) for row in rows]
     going_on = items[-1]["position"] if len(items) == limit else max(after, end)
     return as_json({"items": items, "next": going_on})
+
+
+def require_all(caller: Caller) -> None:
+    """Refuse who does not see all conversations: the log has no other order than that of all."""
+    if caller.scope(Permission.VIEW) is not Scope.ALL:
+        raise PermissionDeniedError(f"This needs the permission '{Permission.VIEW}' in the scope '{Scope.ALL}'.")
 
 
 def event_view(event: RecordedEvent) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from adapters.codec import decode
 from api import demo
 from api.access import COMMAND_PROBLEMS, QUERY_PROBLEMS, needs
 from api.as_of import AsOf, Then, Version, as_it_stood, look_back, readable_until
-from api.history import HistoryPage, entry
+from api.history import HistoryPage, in_words
 from api.queries import (
     AtLeast,
     Cursor,
@@ -33,6 +33,7 @@ from api.queries import (
     invalid,
     wait_for,
 )
+from api.sentences import Speaking
 from domain.errors import ConversationNotFoundError, PermissionDeniedError
 from domain.events import (
     Actor,
@@ -583,6 +584,8 @@ async def get_history(
     limit: Limit = 100,
     cursor: Cursor = None,
     at_least: AtLeast = None,
+    *,
+    speech: Speaking,
 ) -> Response:
     """Everything that happened to the conversation, oldest first, and how it stood after each event."""
     await wait_for(request, "history", at_least)
@@ -600,5 +603,5 @@ async def get_history(
     )
     rows = await fetch(request, caller, *statement)
     more = len(rows) > limit
-    items = [entry(row) for row in rows[:limit]]
+    items = await in_words(request, caller, rows[:limit], speech)
     return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})

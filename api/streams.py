@@ -20,14 +20,14 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from adapters.accesses import What, of_conversation, recording
+from adapters.accesses import Access, What, of_conversation, recording
 from adapters.command_handler import UnavailableError
 from adapters.event_log import COLUMNS, EventRow, recorded
 from adapters.live import Live, LogTopic, Subscriber
 from adapters.live_listing import ListingTopic
 from adapters.presence import Presences
 from api.access import QUERY_PROBLEMS, authenticate, needs
-from api.history import SCANNED, event_view
+from api.history import SCANNED, event_view, require_all
 from api.listing import BarParameters, ConversationId, Written, filter_of, message_view
 from api.problems import UnauthenticatedError
 from api.queries import AtLeast, Position, fetch, fetch_status, invalid, wait_for
@@ -242,7 +242,12 @@ async def follow_events(
     after: After = None,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Every event of the workspace as it happens, as `GET /v1/events` shows it; its id is its position."""
+    """Every event of the workspace as it happens, as `GET /v1/events` shows it; its id is its position.
+
+    That you follow is recorded.
+    """
+    require_all(caller)
+    await fetch(request, caller, *recording(Access(caller, What.STREAM, request.state.request_id)))
     streams: Streams = request.app.state.streams
     [log_] = await fetch_status(request, "select coalesce(max(position), 0) as head from events")
     start = _start(after, last_event_id, log_["head"])

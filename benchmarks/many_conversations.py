@@ -54,6 +54,7 @@ def grow(conninfo: str, workspace_id: UUID, rows: int) -> None:
         found = connection.execute("select count(*) from listing where workspace_id = %s", (workspace_id,)).fetchone()
         assert found is not None
         present = int(found[0])
+        connection.execute(b"create table if not exists copies (original uuid, id uuid, later interval)")
         indexes = _drop_indexes(connection)
         while present < rows:
             copy = present // len(originals)
@@ -95,19 +96,23 @@ def _save_copies(
 ) -> None:
     random = Random(copy)
     persons: dict[UUID, ContactRow] = {}
-    rows = []
+    rows, copied = [], []
     for original in originals:
         contact_id = uuid5(original.contact_id, str(copy))
         if contact_id not in persons:
             like = people[original.workspace_id, original.contact_id]
             persons[contact_id] = _person(like, contact_id, random)
-        row = _shifted(original, copy, random)
+        row, later = _shifted(original, copy, random)
         row.contact_id = contact_id
+        copied.append((original.id, row.id, later))
         listing.show_contact(row, persons[contact_id])
         rows.append(row)
     known = contacts.load(connection, {(person.workspace_id, person.id) for person in persons.values()})
     contacts.save(connection, [person for person in persons.values() if (person.workspace_id, person.id) not in known])
     listing.save(connection, rows, ())
+    with connection.cursor().copy(b"copy copies from stdin") as into:
+        for row in copied:
+            into.write_row(row)
 
 
 def _person(like: ContactRow, id_: UUID, random: Random) -> ContactRow:
@@ -116,8 +121,8 @@ def _person(like: ContactRow, id_: UUID, random: Random) -> ContactRow:
     return replace(like, id=id_, name=name, phones=[phone], emails=[f"contato{random.randrange(10**8)}@example.com"])
 
 
-def _shifted(original: ListingRow, copy: int, random: Random) -> ListingRow:
-    """The conversation once more, some days before or after, a few of them with labels."""
+def _shifted(original: ListingRow, copy: int, random: Random) -> tuple[ListingRow, timedelta]:
+    """The conversation once more, some days before or after, a few of them with labels; and how much later."""
     by = COPIES_APART * (copy - 20) + timedelta(seconds=random.randrange(5 * 86_400))
     times: dict[str, datetime] = {}
     for name in TIMES:
@@ -125,7 +130,7 @@ def _shifted(original: ListingRow, copy: int, random: Random) -> ListingRow:
         if at is not None:
             times[name] = at + by
     labels = sorted(set(random.choices(LABELS, weights=range(len(LABELS), 0, -1), k=random.randrange(1, 4))))
-    return replace(
+    row = replace(
         original,
         id=uuid5(original.id, str(copy)),
         protocol=f"{original.protocol}{copy:02d}",
@@ -133,3 +138,4 @@ def _shifted(original: ListingRow, copy: int, random: Random) -> ListingRow:
         position=0,
         **times,  # type: ignore[arg-type]
     )
+    return row, by

@@ -68,6 +68,12 @@ create table history (
 create index on history (workspace_id, occurred_at, position);
 create index on history (workspace_id, actor_id, position);
 create index on history (workspace_id, topic, position);
+create index on history (workspace_id, recorded_at, position);
+create index on history (workspace_id, surface, position);
+create index on history (workspace_id, sector_id, position) where sector_id is not null;
+create index on history (workspace_id, agent_id, position) where agent_id is not null;
+create index on history (request_id);
+create index on history (correlation_id);
 """
 
 COLUMNS = (

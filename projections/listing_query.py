@@ -674,7 +674,7 @@ def visible(caller: Caller, permission: Permission = Permission.VIEW) -> list[Sq
 
 def within_reach(caller: Caller, column: str, *permissions: Permission) -> list[Sql]:
     """That ``column`` is a conversation which all of ``permissions`` reach; nothing where they reach everything."""
-    limited = [permission for permission in permissions if caller.scope(permission) not in {None, Scope.ALL}]
+    limited = [permission for permission in permissions if caller.scope(permission) is not Scope.ALL]
     if not limited:
         return []
     theirs, values = _all([condition for permission in limited for condition in visible(caller, permission)])

@@ -15,7 +15,17 @@ from uuid import UUID
 import psycopg
 
 from domain.envelope import RecordedEvent, StreamType
-from domain.events import ContactReassigned
+from domain.events import (
+    ContactReassigned,
+    ConversationFinalizedAutomatically,
+    ConversationFinalizedFromInbox,
+    ConversationFinalizedFromListing,
+    ConversationOpened,
+    ConversationReopened,
+    MessageReceived,
+    MessageSent,
+    NoteAdded,
+)
 
 DDL = """
 create table timeline (
@@ -105,20 +115,36 @@ class Page:
     limit: int
 
 
-def page(wanted: Page, seen: Sequence[tuple[str, list[Any]]]) -> tuple[str, list[Any]]:
+PLAIN = (
+    *(ConversationOpened, ConversationReopened, MessageReceived, MessageSent, NoteAdded),
+    *(ConversationFinalizedFromInbox, ConversationFinalizedFromListing, ConversationFinalizedAutomatically),
+)
+"""What who sees a conversation knows of it anyhow, without its history."""
+
+
+def page(
+    wanted: Page, seen: Sequence[tuple[str, list[Any]]], history: Sequence[tuple[str, list[Any]]]
+) -> tuple[str, list[Any]]:
     """The statement for a page, and one row more; with the protocol and channel of each event's conversation.
 
-    ``seen`` are the conditions on `listing` for the conversations that the caller may see: others are left out.
+    ``seen`` are the conditions on `listing` for the conversations that the caller may see: others are left out. Where
+    ``history`` does not hold as well, they see of it only what is `PLAIN`.
     """
     sight = " and ".join(condition for condition, _ in seen)
+    reading = " and ".join(condition for condition, _ in history) or "true"
     beyond = "" if wanted.before is None else " and (t.occurred_at, t.position) < (%s, %s)"
     shown = ", ".join(f"h.{column}" for column in wanted.columns)
     query = (
         f"select {shown}, c.protocol, c.channel from timeline t join history h on h.position = t.position"
-        f" left join lateral (select protocol, channel from listing where id = h.stream_id and {sight}) c on true"
+        f" left join lateral (select protocol, channel, ({reading}) is true as is_read from listing"
+        f" where id = h.stream_id and {sight}) c on true"
         f" where t.workspace_id = %s and t.contact_id = %s{beyond}"
-        " and (h.stream_type = 'contact' or c.protocol is not null)"
+        " and (h.stream_type = 'contact' or (c.protocol is not null and (c.is_read or h.topic = any(%s))))"
         " order by t.occurred_at desc, t.position desc limit %s"
     )
-    values = [value for _, some in seen for value in some]
-    return query, [*values, wanted.workspace_id, wanted.contact_id, *(wanted.before or ()), wanted.limit + 1]
+    values = [value for _, some in (*history, *seen) for value in some]
+    topics = [event.TOPIC for event in PLAIN]
+    return query, [
+        *(*values, wanted.workspace_id, wanted.contact_id, *(wanted.before or ())),
+        *(topics, wanted.limit + 1),
+    ]

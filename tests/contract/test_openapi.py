@@ -107,7 +107,8 @@ def client(url: str) -> Iterator[httpx.Client]:
 
 
 STREAMS = ("/v1/events/stream", "/v1/conversations/stream", "/v1/conversations/{id}/stream")
-OTHER_TYPES = {"/v1/conversations/export": ["text/csv", "application/x-ndjson"]}
+EXPORTS = ("/v1/conversations/export", "/v1/history/export")
+OTHER_TYPES = {path: ["text/csv", "application/x-ndjson"] for path in EXPORTS}
 OTHER_TYPES |= {path: ["text/event-stream"] for path in STREAMS}
 """What is not answered with JSON."""
 
@@ -230,6 +231,10 @@ INEXACT = {
     "/v1/conversations/export": "the same",
     "/v1/conversations/stream": "the same",
     "/v1/metrics": "the same",
+    "/v1/history": "which time zones there are is told in words",
+    "/v1/history/export": "the same",
+    "/v1/conversations/{id}/history": "the same",
+    "/v1/contacts/{id}/timeline": "the same",
     "/v1/tokens": "that a time is between 1970 and 9999 is told in words",
     "/v1/metrics/search": "the same",
     "/v1/bulk": "which operator and value go with a field is a rule that the grammar has, not the document",
