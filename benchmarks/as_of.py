@@ -16,7 +16,7 @@ import psycopg
 from adapters.event_log import EventLog
 from adapters.postgres import connect
 from benchmarks.listing import ADVANCED, BAR, PAGE, _Reader, _seconds, _sort
-from benchmarks.many_conversations import fill, grow
+from benchmarks.many_conversations import drop_indexes, fill, grow
 from benchmarks.measuring import Bench, table
 from projections import past
 from projections.filters import FILTER
@@ -66,8 +66,10 @@ def _copy_versions(conninfo: str) -> None:
     shifted = ", ".join(f"{column} + later" for column in _SHIFTED)
     parted = "(extract(epoch from a)::bigint # extract(epoch from b)::bigint)"
     level = f"greatest(0, length(ltrim({parted}::bit(48)::text, '0')) - 1)"
-    with connect(conninfo, {"timezone": "UTC", "synchronous_commit": "off"}, autocommit=False) as connection:
-        connection.execute(b"drop index past_workspace_id_node_until_recorded_at_idx")
+    with connect(
+        conninfo, {"timezone": "UTC", "synchronous_commit": "off", "maintenance_work_mem": "512MB"}, autocommit=False
+    ) as connection:
+        indexes = drop_indexes(connection, "past")
         connection.execute(
             f"insert into past (id, {', '.join(columns)}, {', '.join(_SHIFTED)}, node)"
             f" select copies.id, {', '.join(columns)}, {shifted}, ((extract(epoch from b)::bigint >> l) | 1) << l"
@@ -76,7 +78,8 @@ def _copy_versions(conninfo: str) -> None:
             f" date_trunc('second', until + later) as b) ends, lateral (select {level} as l) levels".encode()
         )
         connection.execute(b"truncate copies")
-        connection.execute(b"create index on past (workspace_id, node, until, recorded_at)")
+        for statement in indexes:
+            connection.execute(statement.encode())
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute("vacuum (analyze) past")
         connection.execute("checkpoint")

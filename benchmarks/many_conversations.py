@@ -55,7 +55,7 @@ def grow(conninfo: str, workspace_id: UUID, rows: int) -> None:
         assert found is not None
         present = int(found[0])
         connection.execute(b"create table if not exists copies (original uuid, id uuid, later interval)")
-        indexes = _drop_indexes(connection)
+        indexes = drop_indexes(connection, "listing")
         while present < rows:
             copy = present // len(originals)
             for start in range(0, min(len(originals), rows - present), CHUNK):
@@ -78,13 +78,13 @@ def _originals(connection: psycopg.Connection[Any], workspace_id: UUID) -> Itera
         yield ListingRow(*row)
 
 
-def _drop_indexes(connection: psycopg.Connection[Any]) -> list[str]:
-    """Drop the indexes of the listing that are no keys; the statements that make them again."""
+def drop_indexes(connection: psycopg.Connection[Any], name: str) -> list[str]:
+    """Drop the indexes of a table that are no keys; the statements that make them again."""
     found = connection.execute(
-        "select indexname, indexdef from pg_indexes where tablename = 'listing' and indexname <> 'listing_pkey'"
+        "select indexname, indexdef from pg_indexes where tablename = %s and not indexname like '%%pkey'", (name,)
     ).fetchall()
-    for name, _ in found:
-        connection.execute(f"drop index {name}".encode())
+    for index, _ in found:
+        connection.execute(f"drop index {index}".encode())
     return [definition for _, definition in found]
 
 

@@ -470,13 +470,18 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     held, unchanged = _held(wanted.as_of)
     return [
         _Source("past listing", then, _all([held, found])),
-        _Source("listing", now, _all([unchanged, found]), wanted.as_of + timedelta(days=1)),
+        _Source("listing", now, _all([unchanged, found]), wanted.as_of + _CLOCKS_DISAGREE),
     ]
 
 
 def _held(as_of: datetime) -> tuple[Sql, Sql]:
     """The conditions on the past and on the listing for rows that held then."""
-    return past.held_at(as_of), ("recorded_at <= %s", [as_of])
+    # The second half says nothing new, but for clocks that disagree; an index begins there and not at its end.
+    unchanged = "recorded_at <= %s and last_activity_at <= %s"
+    return past.held_at(as_of), (unchanged, [as_of, as_of + _CLOCKS_DISAGREE])
+
+
+_CLOCKS_DISAGREE = timedelta(days=1)
 
 
 def _then(column: str) -> str:
@@ -630,25 +635,26 @@ def counts(
     as_of: datetime | None = None,
 ) -> Sql:
     """The statement for how many rows fit in each status; unless ``exact`` up to one more than `COUNTED_TO`."""
-    found = where(caller, wanted, now=now, as_of=as_of)
-    sources = [("listing", found)]
-    if as_of is not None:
-        held, unchanged = _held(as_of)
-        sources = [("past listing", _all([held, found])), ("listing", _all([unchanged, found]))]
+    text, values = where(caller, wanted, now=now, as_of=as_of)
+    if as_of is None:
+        return _counted(text, values, exact=exact)
+    (held, moment), (unchanged, since) = _held(as_of)
+    then = f"select status, count(*) as count from past listing where {held} and {text} group by status"
+    now_text, now_values = _counted(f"{unchanged} and {text}", [*since, *values], exact=exact)
+    # What held then and has changed since is found as a whole: counted once, not for each status.
+    both = f"with earlier as materialized ({then}) select * from earlier union all ({now_text})"
+    query = f"select status, sum(count)::bigint as count from ({both}) listing group by status"
+    return query, [*moment, *values, *now_values]
+
+
+def _counted(text: str, values: list[Any], *, exact: bool) -> Sql:
+    """How many rows of the listing there are in each status."""
     if exact:
-        rows = _union([(f"select status from {table} where {text}", values) for table, (text, values) in sources])
-        return f"select status, count(*) as count from {rows[0]} listing group by status", rows[1]
-    each = []
-    for status in Status:
-        fitting = [
-            (f"select from {table} where {text} and status = %s limit %s", [*values, status.value, COUNTED_TO + 1])
-            for table, (text, values) in sources
-        ]
-        text, values = _union(fitting)
-        some = f"(select from {text} listing limit %s)"
-        each.append((f"select %s as status, count(*) as count from {some} _", [status.value, *values, COUNTED_TO + 1]))
-    text, values = _joined(" union all ", each)
-    return text, values
+        return f"select status, count(*) as count from listing where {text} group by status", values
+    each = f"select %s as status, count(*) as count from (select from listing where {text} and status = %s limit %s) _"
+    statements = [each] * len(Status)
+    found = [value for status in Status for value in (status.value, *values, status.value, COUNTED_TO + 1)]
+    return " union all ".join(statements), found
 
 
 # Scope

@@ -62,6 +62,7 @@ create table past (
     position               bigint           not null
 );
 create index on past (workspace_id, node, until, recorded_at);
+create index on past (workspace_id, last_activity_at, id); -- where much held at once, the first page in this order
 """
 
 _SCALARS = (
