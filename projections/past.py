@@ -4,7 +4,8 @@ A row that changes leaves the version that it was, with the time from when to wh
 among its columns: it is read from the conversation's row of now, so that there is nothing here to erase.
 
 The versions that held at a moment are found by the fork node of a relational interval tree (Kriegel et al., VLDB 2000):
-a number that an interval has once and for all, and of which the intervals that hold a moment can have few.
+a number that an interval has once and for all, and of which the intervals that hold a moment can have few. Where many
+held, the first ones in the order of latest activity are met by the other index sooner.
 
 Invariant: a version is never changed; those of a conversation and its row in the listing follow each other without a
 gap, so that at any moment exactly one of them holds.
@@ -62,7 +63,7 @@ create table past (
     position               bigint           not null
 );
 create index on past (workspace_id, node, until, recorded_at);
-create index on past (workspace_id, last_activity_at, id); -- where much held at once, the first page in this order
+create index on past (workspace_id, last_activity_at, id);
 """
 
 _SCALARS = (

@@ -107,10 +107,10 @@ def test_the_log_is_for_those_who_may_read_the_history_of_all(api: Client, bia: 
         assert theirs.rest(QUIET_SECONDS) == []
 
 
-def test_the_log_needs_no_permission_beside_its_own(
+def test_the_log_needs_no_permission_beside_its_own_and_to_see_what_is_in_it(
     api: Client, caller: Callable[..., Client], open_conversation: Any
 ) -> None:
-    api.ok("PUT", "/v1/roles/so-historico", {"grants": {"read-history": "all"}})
+    api.ok("PUT", "/v1/roles/so-historico", {"grants": {"view": "all", "read-history": "all"}})
     with listening(caller("integration", "so-historico", "so-historico"), LOG) as log:
         conversation = open_conversation()
         assert log.until(lambda each: each.data["stream_id"] == conversation.id).data["version"] == 1
