@@ -19,21 +19,38 @@ import orjson
 import psycopg
 from cachetools import LRUCache
 
-from adapters import codec
-from adapters.event_log import COLUMNS, HEAD, EventRow, append, event_row
+from adapters import codec, sealing
+from adapters.contact_keys import Ciphers, ContactKeys, KeyMissingError, Person, as_json
+from adapters.event_log import COLUMNS, HEAD, EventRow, append, event_row, in_clear, people_of, shown
 from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, WRITER_LIMITS, Role, connect
-from domain.commands import Command
+from adapters.sealing import Cipher
+from adapters.writer_keys import WriterKeys
+from domain.commands import (
+    AddNote,
+    ChangeContactDetails,
+    Command,
+    Finalize,
+    OpenConversation,
+    ReassignContact,
+    ReceiveMessage,
+    RegisterContact,
+    SendMessage,
+    SetAttribute,
+)
+from domain.contact import Contact
+from domain.conversation import Conversation
 from domain.decider import DECIDERS, State, authorize, warnings_of
 from domain.directory import Known
 from domain.envelope import SCHEMA_VERSION, Stream, StreamType
 from domain.errors import (
     AlreadyExistsError,
+    ContactAlreadyErasedError,
     DomainError,
     IdempotencyKeyReusedError,
     PermissionDeniedError,
     VersionConflictError,
 )
-from domain.events import Event, Presence, Surface
+from domain.events import ContactErased, Event, Presence, Surface
 from domain.permissions import Caller, acts_from
 
 log = logging.getLogger(__name__)
@@ -129,6 +146,9 @@ class _Batch:
     now: datetime
     folded: dict[Key, _Folded]
     answered: dict[tuple[UUID, str], tuple[bytes, dict[str, Any]]]
+    ciphers: dict[Person, Cipher | None] | None
+    """The keys of those who may be written about, None for who is erased; None: nothing is sealed."""
+    erased: list[Person] = field(default_factory=list)
     rows: list[EventRow] = field(default_factory=list)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     snapshots: list[Key] = field(default_factory=list)
@@ -136,7 +156,7 @@ class _Batch:
 
 # Rows go in as one JSON document each: far cheaper to write here than PostgreSQL's arrays, and as cheap to read there.
 _LOAD_SNAPSHOTS = """
-select s.workspace_id, s.stream_id, s.stream_type, s.version, s.state
+select s.workspace_id, s.stream_id, s.stream_type, s.version, s.state, s.contact_id
 from json_to_recordset(%s) as wanted (workspace_id uuid, stream_id uuid)
 join snapshots s using (workspace_id, stream_id) where s.shape = any(%s::text[])"""
 _LOAD_EVENTS = f"""
@@ -158,24 +178,40 @@ insert into outcomes select workspace_id, key, decode(fingerprint, 'hex'), answe
 from json_to_recordset(%s) as saved (workspace_id uuid, key text, fingerprint text, answer jsonb)"""
 _SAVE_SNAPSHOTS = """
 insert into snapshots
-select workspace_id, stream_id, stream_type, version, convert_to(state, 'UTF8'), shape
-from json_to_recordset(%s)
-    as taken (workspace_id uuid, stream_id uuid, stream_type text, version bigint, state text, shape text)
+select workspace_id, stream_id, stream_type, version, decode(state, 'hex'), shape, contact_id
+from json_to_recordset(%s) as taken (
+    workspace_id uuid, stream_id uuid, stream_type text, version bigint, state text, shape text, contact_id uuid)
 on conflict (workspace_id, stream_id) do update
-set version = excluded.version, state = excluded.state, shape = excluded.shape, stream_type = excluded.stream_type"""
+set version = excluded.version, state = excluded.state, shape = excluded.shape, stream_type = excluded.stream_type,
+    contact_id = excluded.contact_id"""
+_FORGET_SNAPSHOTS = """
+delete from snapshots s using json_to_recordset(%s) as erased (workspace_id uuid, contact_id uuid)
+where s.workspace_id = erased.workspace_id and s.contact_id = erased.contact_id"""
 
 
 class CommandHandler:
-    """Handles batches of requests over one connection. Used by one thread at a time."""
+    """Handles batches of requests over one connection. Used by one thread at a time.
+
+    What names a person is sealed with ``keys``; without them, in tests and benchmarks, it is stored in clear.
+    """
 
     lock_statement = f"select pg_advisory_xact_lock({APPEND_LOCK})"
 
-    def __init__(self, conninfo: str, *, cached_states: int = 20_000, patience_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        conninfo: str,
+        keys: ContactKeys | None = None,
+        *,
+        cached_states: int = 20_000,
+        patience_seconds: float = 30.0,
+    ) -> None:
+        self._keys = WriterKeys(keys, cached_states) if keys else None
         self._conninfo = conninfo
         self._connection: psycopg.Connection | None = None
         self._patience_seconds = patience_seconds
         self._cache: LRUCache[Key, _Folded] = LRUCache(maxsize=cached_states)
         self._committing: EventRow | None = None
+        self._erasing: list[Person] = []
         self._head = 0
         """Where the log ended after this handler's last transaction."""
         self._foreign_head = 0
@@ -203,7 +239,7 @@ class CommandHandler:
         """Run the transaction until it is known to have committed or not to."""
         deadline = monotonic() + self._patience_seconds
         while True:
-            self._committing = None
+            self._committing, self._erasing = None, []
             answers: list[Answer] = []
             try:
                 self._transact(requests, answers)
@@ -214,6 +250,7 @@ class CommandHandler:
             except _AWAY as error:
                 self._discard_connection()
                 if self._committing is not None and self._landed(self._committing, deadline):
+                    self._destroy_keys()
                     return answers
                 if monotonic() > deadline:
                     msg = "the database cannot be reached; nothing was changed"
@@ -221,13 +258,25 @@ class CommandHandler:
                 log.warning("database connection lost, trying again: %s", error)
                 sleep(0.1)
             else:
+                self._destroy_keys()
                 return answers
+
+    def _destroy_keys(self) -> None:
+        """Destroy the keys of whom the log has erased now. Whoever follows the log does so too, where this fails."""
+        if not self._erasing or self._keys is None:
+            return
+        try:
+            self._keys.destroy(self._erasing)
+        except psycopg.Error:
+            log.exception("keys of erased contacts are not destroyed yet; the projector will do it")
+            self._discard_connection()
 
     def _transact(self, requests: Sequence[Request], answers: list[Answer]) -> None:
         """One transaction: lock, load, decide, append, commit. ``answers`` is complete before the commit is sent."""
         connection = self._connected()
         batch = self._load(connection, requests)
         answers.extend(_decide(request, batch) for request in requests)
+        self._erasing = batch.erased
         if batch.rows or batch.outcomes:
             self._save(connection, batch)
         else:
@@ -236,6 +285,8 @@ class CommandHandler:
         for key, folded in batch.folded.items():
             folded.known_until = self._head
             self._cache[key] = folded
+        if batch.erased:
+            self._cache.clear()  # states hold what the erased can be known by
 
     def _load(self, connection: psycopg.Connection, requests: Sequence[Request]) -> _Batch:
         """Take the append lock, then read what the requests touch, as far as it is not known already.
@@ -252,15 +303,60 @@ class CommandHandler:
             streams = _read(connection, folded, stale) if stale else ()
             outcomes = connection.execute(_LOAD_OUTCOMES, (_json(asked),), prepare=True) if asked else None
         position, now = head.fetchone() or (0, None)
-        _fold(folded, *streams)
         if position != self._head:
             self._foreign_head = position
-            if known := folded.keys() - stale:
-                with connection.pipeline():
-                    streams = _read(connection, folded, known)
-                _fold(folded, *streams)
+            self._catch_up(connection, folded, folded.keys() - stale, streams)
+        else:
+            self._fold(connection, folded, *streams)
         answered = {(workspace_id, key): (print_, answer) for workspace_id, key, print_, answer in outcomes or ()}
-        return _Batch(head=position, now=now, folded=folded, answered=answered)
+        ciphers = None
+        if self._keys is not None:
+            ciphers = self._keys.ready(connection, *_written_about(requests, folded))
+            told = {(key[0], UUID(answer["contact"])) for key, (_, answer) in answered.items() if "contact" in answer}
+            ciphers |= self._keys.find(connection, told - ciphers.keys())
+        return _Batch(head=position, now=now, folded=folded, answered=answered, ciphers=ciphers)
+
+    def _catch_up(
+        self,
+        connection: psycopg.Connection,
+        folded: dict[Key, _Folded],
+        known: Iterable[Key],
+        streams: "_Streams | tuple[()]",
+    ) -> None:
+        """As `_fold`, where others have appended: what was ``known`` is read on, and who they erased is forgotten."""
+        with connection.pipeline():
+            erased = self._keys.erased_after(connection, self._head) if self._keys and self._head else ()
+            more = _read(connection, folded, known) if known else ()
+        if self._keys and (gone := list(erased)):
+            self._keys.forget_erased(gone)
+            self._cache.clear()
+            folded.update({key: _Folded() for key in folded})
+            with connection.pipeline():
+                streams, more = _read(connection, folded, folded.keys()), ()
+        self._fold(connection, folded, *streams)
+        self._fold(connection, folded, *more)
+
+    def _fold(
+        self,
+        connection: psycopg.Connection,
+        folded: dict[Key, _Folded],
+        snapshots: Iterable[Any] = (),
+        events: Iterable[EventRow] = (),
+    ) -> None:
+        """Take up what was read."""
+        kept, rows = list(snapshots), list(events)
+        people = people_of(shown(rows)) | {(row[0], contact_id) for row in kept if (contact_id := row[-1])}
+        ciphers = self._keys.find(connection, people) if self._keys and people else {}
+        for workspace_id, stream_id, stream_type, version, data, contact_id in kept:
+            type_ = StreamType(stream_type)
+            place = _place_of_snapshot((workspace_id, stream_id), version)
+            clear = _cipher(ciphers, (workspace_id, contact_id)).open(bytes(data), place) if contact_id else data
+            folded[workspace_id, stream_id] = _Folded(type_, version, codec.decode_state(type_, clear))
+        for row in rows:
+            key, type_ = (row.workspace_id, row.stream_id), StreamType(row.stream_type)
+            readable = in_clear(row, ciphers) if row.topic in sealing.CLEAR_IN_READ_MODELS else row
+            state = DECIDERS[type_].evolve(folded[key].state, codec.decode(row.topic, readable.data))
+            folded[key] = _Folded(type_, row.version, state)
 
     def _save(self, connection: psycopg.Connection, batch: _Batch) -> None:
         """Append, remember outcomes and snapshots, and commit."""
@@ -271,9 +367,10 @@ class CommandHandler:
         with connection.pipeline():
             if batch.outcomes:
                 connection.execute(_SAVE_OUTCOMES, (_json(batch.outcomes),), prepare=True)
-            if batch.snapshots:
-                taken = [_snapshot(key, batch.folded[key]) for key in batch.snapshots]
+            if taken := [row for key in batch.snapshots if (row := _snapshot(key, batch))]:
                 connection.execute(_SAVE_SNAPSHOTS, (_json(taken),), prepare=True)
+            if batch.erased:
+                connection.execute(_FORGET_SNAPSHOTS, (as_json(batch.erased),), prepare=True)
             if batch.rows:
                 connection.execute(f"notify {LOG_CHANNEL}", prepare=True)
             connection.commit()
@@ -315,6 +412,8 @@ class CommandHandler:
     def _discard_connection(self) -> None:
         """Let go of the connection and of what was read over it: the database may be another when it comes back."""
         self._cache.clear()
+        if self._keys is not None:
+            self._keys.forget()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -336,17 +435,6 @@ def _read(connection: psycopg.Connection, folded: Mapping[Key, _Folded], keys: I
     return snapshots, events
 
 
-def _fold(folded: dict[Key, _Folded], snapshots: Iterable[Any] = (), events: Iterable[EventRow] = ()) -> None:
-    """Take up what was read."""
-    for workspace_id, stream_id, stream_type, version, state in snapshots:
-        type_ = StreamType(stream_type)
-        folded[workspace_id, stream_id] = _Folded(type_, version, codec.decode_state(type_, state))
-    for row in events:
-        key, type_ = (row.workspace_id, row.stream_id), StreamType(row.stream_type)
-        state = DECIDERS[type_].evolve(folded[key].state, codec.decode(row.topic, row.data))
-        folded[key] = _Folded(type_, row.version, state)
-
-
 _Streams = tuple[Iterable[Any], Iterable[EventRow]]
 """Snapshots and events, to be fetched once the pipeline is through."""
 
@@ -359,12 +447,42 @@ def _touched(request: Request) -> Iterable[Key]:
         yield workspace_id, id_
 
 
+_SAYING = (OpenConversation, Finalize, ReceiveMessage, SendMessage, AddNote, SetAttribute)
+"""Commands on a conversation that may say something of its contact."""
+
+
+def _written_about(requests: Sequence[Request], folded: Mapping[Key, _Folded]) -> tuple[set[Person], set[Person]]:
+    """Whose keys ``requests`` may need: of contacts that the log knows, and of those whom they register."""
+    known: set[Person] = set()
+    new: set[Person] = set()
+    for request in requests:
+        command, (workspace_id, id_) = request.command, (request.stream.workspace_id, request.stream.id)
+        state = folded[workspace_id, id_].state
+        match command:
+            case RegisterContact() if state is None:
+                new.add((workspace_id, id_))
+            case RegisterContact() | ChangeContactDetails() if isinstance(state, Contact):
+                known.add((workspace_id, id_))
+            case OpenConversation(contact_id=contact_id) | ReassignContact(contact_id=contact_id):
+                contact = folded.get((workspace_id, contact_id))
+                if contact is not None and isinstance(contact.state, Contact):
+                    known.add((workspace_id, contact_id))
+            case _ if isinstance(state, Contact) and request.keys:
+                known.add((workspace_id, id_))
+            case _:
+                pass
+        is_needed = isinstance(command, _SAYING) or request.keys
+        if isinstance(state, Conversation) and (is_needed or state.attributes):
+            known.add((workspace_id, state.contact_id))
+    return known, new
+
+
 def _decide(request: Request, batch: _Batch) -> Answer:
     """Decide one request on what ``batch`` holds, and put its events and outcome there."""
     workspace_id = request.stream.workspace_id
     earlier = next((found for key in request.keys if (found := batch.answered.get((workspace_id, key)))), None)
-    if earlier is not None and bytes(earlier[0]) == request.fingerprint:
-        return _again(request, earlier[1], batch)
+    if earlier is not None and _is_same(request, *earlier, batch):
+        return _again(request, *earlier, batch)
     try:
         events = _events(request, batch, is_reused=earlier is not None)
         if request.dry_run:
@@ -378,8 +496,40 @@ def _decide(request: Request, batch: _Batch) -> Answer:
     saved: dict[str, Any] = {name: getattr(outcome, name) for name in ("version", "position", "events", "status")}
     if outcome.warnings:
         saved["warnings"] = outcome.warnings
-    _remember(request, saved | {"stream_id": str(outcome.stream_id)}, batch)
+    saved |= {"stream_id": str(outcome.stream_id)}
+    contact_id = _contact_id(batch.folded[workspace_id, outcome.stream_id].state)
+    cipher = batch.ciphers.get((workspace_id, contact_id)) if batch.ciphers and contact_id else None
+    if cipher is None:
+        _remember(request, saved, request.fingerprint, batch)
+    elif request.keys:
+        # What was asked may be guessed; once the contact is erased, no guess can be confirmed.
+        whose = {"contact": str(contact_id), "by": _by(request)}
+        _remember(request, saved | whose, cipher.digest(request.fingerprint), batch)
     return outcome
+
+
+def _by(request: Request) -> str:
+    return f"{request.caller.actor.kind.value}:{request.caller.actor.id}"
+
+
+def _is_same(request: Request, fingerprint: bytes, saved: Mapping[str, Any], batch: _Batch) -> bool:
+    """Whether ``request`` is the one that was answered; of an erased contact only by whom it was is known."""
+    contact_id = saved.get("contact")
+    if contact_id is None:
+        return bytes(fingerprint) == request.fingerprint
+    cipher = (batch.ciphers or {}).get((request.stream.workspace_id, UUID(contact_id)))
+    if cipher is None:
+        return bool(saved["by"] == _by(request))
+    return bytes(fingerprint) == cipher.digest(request.fingerprint)
+
+
+def _contact_id(state: State | None) -> UUID | None:
+    """Whom a stream is about."""
+    match state:
+        case Contact(id=contact_id) | Conversation(contact_id=contact_id):
+            return contact_id
+        case _:
+            return None
 
 
 def _would_be(request: Request, events: Sequence[Event], batch: _Batch) -> Outcome:
@@ -391,20 +541,20 @@ def _would_be(request: Request, events: Sequence[Event], batch: _Batch) -> Outco
     return Outcome(request.stream.id, folded.version, position, len(events), status, dry_run=True, warnings=warnings)
 
 
-def _again(request: Request, saved: dict[str, Any], batch: _Batch) -> Answer:
+def _again(request: Request, fingerprint: bytes, saved: dict[str, Any], batch: _Batch) -> Answer:
     """The answer given before; from now on under all keys of ``request``."""
-    _remember(request, saved, batch)
     given = saved | {"stream_id": UUID(saved["stream_id"]), "warnings": tuple(saved.get("warnings", ()))}
-    return Outcome(**given, replayed=True)
+    _remember(request, saved, fingerprint, batch)
+    return Outcome(**{name: given[name] for name in given if name not in {"contact", "by"}}, replayed=True)
 
 
-def _remember(request: Request, saved: dict[str, Any], batch: _Batch) -> None:
+def _remember(request: Request, saved: dict[str, Any], fingerprint: bytes, batch: _Batch) -> None:
     workspace_id = request.stream.workspace_id
     for key in request.keys:
         if (workspace_id, key) not in batch.answered:
-            batch.answered[workspace_id, key] = (request.fingerprint, saved)
+            batch.answered[workspace_id, key] = (fingerprint, saved)
             row = {"workspace_id": workspace_id, "key": key, "answer": saved}
-            batch.outcomes.append(row | {"fingerprint": request.fingerprint.hex()})
+            batch.outcomes.append(row | {"fingerprint": fingerprint.hex()})
 
 
 def _events(request: Request, batch: _Batch, *, is_reused: bool) -> list[Event]:
@@ -461,7 +611,7 @@ def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outc
                 stream_id=stream.id,
                 version=version,
                 topic=event.TOPIC,
-                data=codec.encode(event),
+                data=_stored(event, stream, version, batch.ciphers),
                 actor_kind=request.caller.actor.kind.value,
                 actor_id=request.caller.actor.id,
                 surface=request.surface.value,
@@ -474,6 +624,10 @@ def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outc
             )
         )
     batch.rows.extend(rows)
+    if any(isinstance(event, ContactErased) for event in events):
+        batch.erased.append(key)
+        if batch.ciphers is not None:
+            batch.ciphers[key] = None
     if rows:
         batch.folded[key] = _Folded(stream.type, version, state)
     if version // SNAPSHOT_EVERY > folded.version // SNAPSHOT_EVERY and key not in batch.snapshots:
@@ -488,16 +642,65 @@ def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outc
     )
 
 
-def _snapshot(key: Key, folded: _Folded) -> dict[str, Any]:
+def _stored(event: Event, stream: Stream, version: int, ciphers: Ciphers | None) -> bytes:
+    """The event as it is stored: what it says of a contact is sealed.
+
+    Raises `ContactAlreadyErasedError` where it says something of a contact who is erased.
+    """
+    data = codec.encode(event)
+    if ciphers is None or not sealing.says_something(event.TOPIC, data):
+        return data
+    cipher = ciphers[stream.workspace_id, sealing.contact_of(data)]
+    if cipher is None:
+        raise ContactAlreadyErasedError
+    return sealing.seal(data, cipher, sealing.place_of(stream.workspace_id, stream.id, version, event.TOPIC))
+
+
+def _snapshot(key: Key, batch: _Batch) -> dict[str, Any] | None:
+    """The row that keeps a folded state; None where it says something of several contacts, who go at different times.
+
+    What says something of one is sealed with their key.
+    """
+    folded = batch.folded[key]
     assert folded.type is not None, "only a stream that is there is snapshotted"
+    data = codec.encode_state(folded.type, folded.state)
+    about = _said_of(folded.state) if batch.ciphers is not None else set()
+    if about:
+        cipher = batch.ciphers.get((key[0], next(iter(about)))) if batch.ciphers and len(about) == 1 else None
+        if cipher is None:
+            return None
+        data = cipher.seal(data, _place_of_snapshot(key, folded.version))
     return {
         "workspace_id": key[0],
         "stream_id": key[1],
         "stream_type": folded.type,
         "version": folded.version,
-        "state": codec.encode_state(folded.type, folded.state).decode(),
+        "state": data.hex(),
         "shape": codec.state_shape(folded.type),
+        "contact_id": next(iter(about), None),
     }
+
+
+def _said_of(state: State | None) -> set[UUID]:
+    """The contacts of whom a state says something."""
+    match state:
+        case Contact(id=contact_id, erased=False):
+            return {contact_id}
+        case Conversation(attribute_contacts=contacts):
+            return set(contacts.values())
+        case _:
+            return set()
+
+
+def _place_of_snapshot(key: Key, version: int) -> bytes:
+    return sealing.place_of(*key, version, "snapshot")
+
+
+def _cipher(ciphers: Ciphers, person: Person) -> Cipher:
+    cipher = ciphers.get(person)
+    if cipher is None:
+        raise KeyMissingError(f"the key of contact {person[1]} is gone, and a snapshot is still there")
+    return cipher
 
 
 def _json(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -4,7 +4,8 @@ Invariant: whoever has read position N has read all below N, because positions a
 are dense.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
@@ -12,7 +13,9 @@ from uuid import UUID
 
 import psycopg
 
+from adapters import sealing
 from adapters.codec import decode
+from adapters.contact_keys import Ciphers, KeyMissingError, Keys, Person
 from adapters.postgres import LIMITS, LOG_CHANNEL, Role, connect
 from domain.envelope import Metadata, RecordedEvent, Stream, StreamType
 from domain.events import Actor, ActorKind, ContactReassigned, ConversationOpened, Surface
@@ -79,8 +82,44 @@ def _actor(kind: str, id_: str) -> Actor:
     return Actor.model_construct(kind=ActorKind(kind), id=id_)
 
 
+def people_of(rows: Iterable[EventRow]) -> set[Person]:
+    """Whose keys it takes to read ``rows``."""
+    return {(row.workspace_id, sealing.contact_of(row.data)) for row in rows if sealing.is_sealed(row.data)}
+
+
+def shown(rows: Iterable[EventRow]) -> list[EventRow]:
+    """Those of ``rows`` of which read models and folded states show what is personal."""
+    return [row for row in rows if row.topic in sealing.CLEAR_IN_READ_MODELS]
+
+
+def in_clear(row: EventRow, ciphers: Ciphers) -> EventRow:
+    """The row as it was decided; what is sealed with a key that was destroyed says nothing.
+
+    Raises `KeyMissingError` where ``ciphers`` do not say what became of the key.
+    """
+    if not sealing.is_sealed(row.data):
+        return row
+    person = (row.workspace_id, sealing.contact_of(row.data))
+    if person not in ciphers:
+        msg = f"there never was a key of contact {person[1]}: the keys' database does not belong to this log"
+        raise KeyMissingError(msg)
+    cipher = ciphers[person]
+    if cipher is None:
+        return row._replace(data=sealing.blank(row.topic, row.data))
+    place = sealing.place_of(row.workspace_id, row.stream_id, row.version, row.topic)
+    return row._replace(data=sealing.unseal(row.data, cipher, place))
+
+
+def opened(row: EventRow, ciphers: Ciphers) -> RecordedEvent:
+    """The stored row as an event in its envelope, in clear; it says where that is not possible any more."""
+    clear = in_clear(row, ciphers)
+    event = recorded(clear)
+    erased = clear is not row and ciphers[row.workspace_id, sealing.contact_of(row.data)] is None
+    return replace(event, erased=True) if erased else event
+
+
 def recorded(row: EventRow) -> RecordedEvent:
-    """The stored row as an event in its envelope."""
+    """The stored row as an event in its envelope; what is sealed of it says nothing."""
     return RecordedEvent(
         position=row.position,
         stream=Stream(row.workspace_id, _STREAM_TYPES[row.stream_type], row.stream_id),
@@ -99,10 +138,21 @@ def recorded(row: EventRow) -> RecordedEvent:
 
 
 class EventLog:
-    """The log, for one reading thread: a connection that is opened when needed and again after a failure."""
+    """The log, for one reading thread: a connection that is opened when needed and again after a failure.
 
-    def __init__(self, conninfo: str, *, application: str = "conversas-reader", role: Role | None = None) -> None:
+    With ``keys``, what read models and folded states show is read in clear; nothing personal is without them.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        *,
+        application: str = "conversas-reader",
+        role: Role | None = None,
+        keys: Keys | None = None,
+    ) -> None:
         self._conninfo = conninfo
+        self._keys = keys
         self._application = application
         self._settings = LIMITS | ({"role": role.value} if role else {})
         self._connection: psycopg.Connection | None = None
@@ -112,7 +162,15 @@ class EventLog:
 
         Raises `psycopg.OperationalError` when the database is gone; the next call connects again.
         """
-        return [recorded(row) for row in self.read_rows(after, limit)]
+        return self.recorded(self.read_rows(after, limit))
+
+    def recorded(self, rows: Sequence[EventRow]) -> list[RecordedEvent]:
+        """``rows`` as events in their envelopes."""
+        if self._keys is None:
+            return [recorded(row) for row in rows]
+        ciphers = self._keys.find(people_of(shown(rows)))
+        clear = sealing.CLEAR_IN_READ_MODELS
+        return [recorded(in_clear(row, ciphers) if row.topic in clear else row) for row in rows]
 
     def read_rows(self, after: int, limit: int) -> list[EventRow]:
         """As `read`, undecoded."""

@@ -18,7 +18,8 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from adapters.command_handler import UnavailableError
-from adapters.event_log import COLUMNS, EventRow, event_row, recorded
+from adapters.contact_keys import KeyReader
+from adapters.event_log import COLUMNS, EventRow, event_row, opened, people_of, recorded
 from adapters.live_listing import ListingTopic, Rows, changed_between
 from adapters.postgres import LIMITS, LISTING_CHANNEL, LOG_CHANNEL, Role, with_settings
 from adapters.writer import QueueFullError
@@ -132,7 +133,7 @@ class LogTopic:
 class Live:
     """The reader and the open streams of a process. Belongs to one event loop."""
 
-    def __init__(self, conninfo: str, pool: AsyncConnectionPool[Any], limit: int) -> None:
+    def __init__(self, conninfo: str, pool: AsyncConnectionPool[Any], keys: KeyReader, limit: int) -> None:
         self.position = 0
         """Up to here subscribers of the log were told."""
         self.listed = 0
@@ -140,6 +141,7 @@ class Live:
         self.open: set[Subscriber] = set()
         self._conninfo = with_settings(conninfo, LIMITS | {"role": Role.ACCESS.value}, application="conversas-live")
         self._pool = pool
+        self._keys = keys
         self._limit = limit
         self._log_topics: dict[tuple[UUID, UUID | None], dict[Any, LogTopic]] = {}
         self._listing_topics: dict[Any, ListingTopic[Subscriber]] = {}
@@ -271,9 +273,12 @@ class Live:
             async with connection.cursor(row_factory=event_row, binary=True) as cursor:
                 await cursor.execute(_EVENTS, (self.position, head, workspaces, conversations, EVENTS_AT_ONCE))
                 rows = await cursor.fetchall()
+        watched = [row for row in rows if (row.workspace_id, row.stream_id) in asked]
+        ciphers = await self._keys.find(people_of(watched))
         if not wanted <= asked:  # somebody came meanwhile, from the same position on: read for them as well
             return
-        for event in map(recorded, rows):
+        for row in rows:
+            event = opened(row, ciphers) if (row.workspace_id, row.stream_id) in asked else recorded(row)
             for key in ((event.stream.workspace_id, None), (event.stream.workspace_id, event.stream.id)):
                 for topic in self._log_topics.get(key, {}).values():
                     topic.tell(event)

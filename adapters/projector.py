@@ -13,9 +13,11 @@ from time import monotonic
 
 import psycopg
 
+from adapters.contact_keys import NO_KEYS, ContactKeys
 from adapters.event_log import EventLog
 from adapters.postgres import LIMITS, LISTING_CHANNEL, Role, connect
 from domain.envelope import RecordedEvent
+from domain.events import ContactErased
 from projections.directory import Directory
 from projections.episodes import Episodes
 from projections.history import History
@@ -49,6 +51,8 @@ def create_missing(conninfo: str) -> None:
         connection.execute("lock table projection_positions in exclusive mode")
         present = {name for (name,) in connection.execute("select name from projection_positions")}
         for model in (model for model in READ_MODELS if model.name not in present):
+            for table in model.tables:  # it may be there after a restore, without what it held
+                connection.execute(f"drop table if exists {table}".encode())
             connection.execute(model.ddl.encode())
             connection.execute(
                 "insert into projection_positions (name, position, shape) values (%s, 0, %s)",
@@ -82,12 +86,22 @@ def isolate(connection: psycopg.Connection, model: ReadModel, schema: str = "pub
 
 
 class Projector:
-    """Moves read models on, one batch after another, several models at once. Used by one thread."""
+    """Moves read models on, one batch after another, several models at once. Used by one thread.
+
+    With ``keys``, whose are destroyed before the erasures that it reads are projected; without them, a read model that
+    is to show what is sealed halts.
+    """
 
     def __init__(
-        self, conninfo: str, models: Sequence[ReadModel] = READ_MODELS, *, batch_size: int = BATCH_SIZE
+        self,
+        conninfo: str,
+        models: Sequence[ReadModel] = READ_MODELS,
+        *,
+        keys: ContactKeys | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
-        self._log = EventLog(conninfo, application="conversas-projector", role=Role.PROJECTOR)
+        self._keys = keys
+        self._log = EventLog(conninfo, application="conversas-projector", role=Role.PROJECTOR, keys=keys or NO_KEYS)
         self._conninfo = conninfo
         self._models = models
         self._batch_size = batch_size
@@ -170,7 +184,11 @@ class Projector:
         """The next events; models at the same position share what was read and decoded."""
         with self._reading:
             if self._batch[0] != (after, limit) or not self._batch[1]:
-                self._batch = ((after, limit), self._log.read(after, limit))
+                events = self._log.read(after, limit)
+                if self._keys is not None:  # whoever erased them may have been killed before
+                    erased = [each.stream for each in events if isinstance(each.event, ContactErased)]
+                    self._keys.destroy([(stream.workspace_id, stream.id) for stream in erased])
+                self._batch = ((after, limit), events)
             return self._batch[1]
 
     def _halt(self, model: ReadModel, error: Exception) -> None:
@@ -202,6 +220,8 @@ class Projector:
         self._lanes.shutdown()
         self._discard_connections()
         self._log.close()
+        if self._keys is not None:
+            self._keys.close()
 
 
 def lock_position(connection: psycopg.Connection, model: ReadModel) -> int:

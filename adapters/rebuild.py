@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import psycopg
 
+from adapters.contact_keys import NO_KEYS, ContactKeys
 from adapters.event_log import EventLog
 from adapters.postgres import LIMITS, Role, connect
 from adapters.projector import BATCH_SIZE, isolate, shape
@@ -23,6 +24,7 @@ def rebuild(
     model: ReadModel,
     progress: Callable[[int, int], None] = lambda _position, _head: None,
     *,
+    keys: ContactKeys | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> int:
     """Fold the whole log into new tables of ``model`` and put them in the place of the live ones.
@@ -30,7 +32,10 @@ def rebuild(
     ``progress`` is told the position reached and the log's head. Returns the position of the new tables.
     """
     settings = LIMITS | {"synchronous_commit": "off", "statement_timeout": "0", "search_path": f"{SHADOW},public"}
-    with connect(conninfo, settings, application="conversas-rebuild") as connection, EventLog(conninfo) as log:
+    with (
+        connect(conninfo, settings, application="conversas-rebuild") as connection,
+        EventLog(conninfo, keys=keys or NO_KEYS) as log,
+    ):
         connection.execute("select pg_advisory_lock(hashtext(%s))", (f"conversas rebuild {model.name}",))
         create, index = _statements(model.ddl)
         connection.execute(f"create schema if not exists {SHADOW}".encode())

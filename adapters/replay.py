@@ -13,7 +13,7 @@ from uuid import UUID
 import orjson
 
 from adapters.codec import encode_state
-from adapters.event_log import COLUMNS, EventLog, event_row, recorded
+from adapters.event_log import COLUMNS, EventLog, event_row
 from domain.conversation import Conversation
 from domain.decider import DECIDERS, State
 from domain.envelope import RecordedEvent, Stream
@@ -47,7 +47,7 @@ def history_of(
         if value is not None:
             query, values = f"{query} and {condition}", [*values, value]
     with log.connection().cursor(row_factory=event_row, binary=True) as cursor:
-        return [recorded(row) for row in cursor.execute(f"{query} order by version", values)]
+        return log.recorded(cursor.execute(f"{query} order by version", values).fetchall())
 
 
 def tell(events: list[RecordedEvent]) -> dict[str, Any]:

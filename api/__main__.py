@@ -2,11 +2,11 @@
 
 import psycopg
 
-from api.cli import feeding, serving, tending, tokens, verifying, workspaces
+from api.cli import erasing, feeding, serving, tending, tokens, verifying, workspaces
 from api.cli.shell import app
 from api.settings import PREFIX
 
-__all__ = ["feeding", "main", "serving", "tending", "tokens", "verifying", "workspaces"]
+__all__ = ["erasing", "feeding", "main", "serving", "tending", "tokens", "verifying", "workspaces"]
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from uuid_utils.compat import uuid7
 
 from adapters.bulk import BulkRunner
 from adapters.command_handler import CommandHandler
+from adapters.contact_keys import KeyReader
 from adapters.identity import Identity
 from adapters.live import Live
 from adapters.postgres import QUERY_LIMITS, Role, with_settings
@@ -52,6 +53,7 @@ from api import (
 )
 from api.access import CommandRoute, only_known_parameters
 from api.dispatch import CommandDispatch
+from api.keys import contact_keys_of, keys_url
 from api.pages import site
 from api.settings import Settings
 from api.streams import Streams
@@ -87,9 +89,12 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
             _pool(database_url, Role.ACCESS, 2) as quick_pool,
             _pool(database_url, Role.WRITER, 1) as bulk_pool,
             _pool(database_url, Role.READER, 1) as live_pool,
+            _keys_pool(keys_url(settings, database_url)) as keys_pool,
             _identity(settings, quick_pool) as identity,
         ):
-            handler = CommandHandler(database_url, cached_states=settings.cached_states)
+            keys = contact_keys_of(settings, database_url)
+            handler = CommandHandler(database_url, keys, cached_states=settings.cached_states)
+            reader = app.state.keys = KeyReader(keys_pool, keys.master)
             app.state.pool = pool
             app.state.quick_pool = quick_pool
             app.state.identity = identity
@@ -101,7 +106,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
                 batch_limit=settings.writer_batch_limit,
                 presences=presences,
             )
-            app.state.streams = Streams(Live(database_url, live_pool, settings.open_streams), presences)
+            app.state.streams = Streams(Live(database_url, live_pool, reader, settings.open_streams), presences)
             chunk, keep_days = settings.bulk_chunk, settings.bulk_keep_days
             app.state.bulk = BulkRunner(bulk_pool, app.state.writer, identity, chunk=chunk, keep_days=keep_days)
             try:
@@ -193,7 +198,14 @@ async def _identity(settings: Settings, pool: AsyncConnectionPool[Any]) -> Async
 
 
 def _pool(database_url: str, role: Role, size: int) -> AsyncConnectionPool[Any]:
-    conninfo = with_settings(database_url, QUERY_LIMITS | {"role": role.value}, application="conversas-api")
+    return _pool_of(with_settings(database_url, QUERY_LIMITS | {"role": role.value}, application="conversas-api"), size)
+
+
+def _keys_pool(url: str) -> AsyncConnectionPool[Any]:
+    return _pool_of(with_settings(url, QUERY_LIMITS, application="conversas-api-keys"), 2)
+
+
+def _pool_of(conninfo: str, size: int) -> AsyncConnectionPool[Any]:
     return AsyncConnectionPool(
         conninfo,
         min_size=1,

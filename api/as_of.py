@@ -15,7 +15,8 @@ from fastapi import Query, Request
 from pydantic import Field
 
 from adapters.accesses import Access, What, of_conversation, recording
-from adapters.event_log import COLUMNS, EventRow, recorded
+from adapters.contact_keys import Ciphers
+from adapters.event_log import COLUMNS, EventRow, in_clear, people_of, recorded, shown
 from api.access import require
 from api.queries import MAX_POSITION, Moment, fetch, invalid, wait_until_recorded
 from domain.conversation import ConversationEvent
@@ -81,7 +82,9 @@ async def as_it_stood(
         raise ConversationNotFoundError
     if version is not None and rows[-1]["version"] < version:
         raise invalid("version", f"is beyond the present one, {rows[-1]['version']}")
-    row = await asyncio.to_thread(_folded, [EventRow(**row) for row in rows])
+    events = [EventRow(**row) for row in rows]
+    ciphers = await request.app.state.keys.find(people_of(shown(events)))
+    row = await asyncio.to_thread(_folded, events, ciphers)
     then = {column: getattr(row, column) for column in LISTING_COLUMNS}
     persons = {column: now[column] for column in now if column.startswith("contact_") and column != "contact_id"}
     return then | persons | {"sees_contact": may(caller, Permission.VIEW_CONTACT, owner_of(now))}
@@ -97,8 +100,9 @@ def readable_until(caller: Caller, conversation: dict[str, Any], permission: Per
     return MAX_POSITION if everywhere else version
 
 
-def _folded(rows: Sequence[EventRow]) -> ListingRow:
-    events = [recorded(row) for row in rows]
+def _folded(rows: Sequence[EventRow], ciphers: Ciphers) -> ListingRow:
+    clear = {row.version: in_clear(row, ciphers) for row in shown(rows)}
+    events = [recorded(clear.get(row.version, row)) for row in rows]
     row = opened(events[0], cast("ConversationOpened", events[0].event))
     for event in events:
         fold(row, event, cast("ConversationEvent", event.event))

@@ -33,7 +33,7 @@ from api.queries import (
     wait_for,
 )
 from api.sentences import Speaking
-from domain.commands import ChangeContactDetails, RegisterContact
+from domain.commands import ChangeContactDetails, EraseContact, RegisterContact
 from domain.errors import ContactNotFoundError
 from domain.events import ContactDetails, Line
 from domain.permissions import Caller, Permission, Scope
@@ -43,6 +43,7 @@ from projections.history import COLUMNS as HISTORY_COLUMNS
 from projections.listing_query import visible
 
 router = APIRouter(prefix="/v1/contacts", tags=["contacts"])
+SpareContactId = Annotated[UUID, Path(description="the contact's id", examples=[demo.SPARE_CONTACT])]
 ContactId = Annotated[UUID, Path(description="the contact's id", examples=[demo.CONTACT])]
 
 
@@ -180,6 +181,19 @@ async def change_contact(id: ContactId, body: ContactDetails, commands: Commands
     reached = await how_reached(commands, id, Permission.EDIT_CONTACT)
     command = ChangeContactDetails(details=body, through=reached.get("through"))
     return answer(await commands.execute(command, id))
+
+
+@command_route(router, "/{id}/erase", "Erase a contact")
+async def erase_contact(id: SpareContactId, commands: Commands) -> Response:
+    """Forget the contact, everywhere and for good: names, phones, e-mails, attributes, texts and notes.
+
+    What happened stays in the history, without what would tell whom it happened to; proofs of it still hold. Nothing
+    personal can be recorded about them from now on. It cannot be undone.
+
+    Where your permission does not reach all of the workspace, a conversation with the contact must be within its reach.
+    """
+    reached = await how_reached(commands, id, Permission.ERASE_CONTACT)
+    return answer(await commands.execute(EraseContact(through=reached.get("through")), id))
 
 
 async def how_reached(

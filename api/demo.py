@@ -52,8 +52,8 @@ ADMIN, AGENT, OTHER_AGENT = _id("agent:admin"), _id("agent:bia"), _id("agent:dav
 SPARE_SECTOR, SPARE_AGENT, SPARE_TOKEN = _id("sector:ouvidoria"), _id("agent:eva"), _id("token:spare")
 ISSUER = "https://login.example.com"
 SPARE_IDENTITY = identity_id(ISSUER, "davi.rocha")
-"""For the examples that close, deactivate, revoke and unlink."""
-CONTACT, OTHER_CONTACT = _id("contact:ana"), _id("contact:joao")
+"""For the examples that close, deactivate, revoke and unlink; `SPARE_CONTACT` and `SPARE_VIEW` are others."""
+CONTACT, OTHER_CONTACT, SPARE_CONTACT = _id("contact:ana"), _id("contact:joao"), _id("contact:lia")
 CONVERSATION = _id("conversation:1")
 VIEW, SPARE_VIEW = _id("view:mine"), _id("view:spare")
 BULK_JOB = _id("bulk:1")
@@ -138,6 +138,7 @@ def _story() -> Iterator[tuple[UUID, Actor, Command]]:
     yield SPARE_TOKEN, _SYSTEM, IssueToken(name="CRM", secret_sha256=no_secret, actor=crm, role="integration")
     davi = LinkIdentity(issuer=ISSUER, subject="davi.rocha", agent_id=OTHER_AGENT, role="agent")
     yield SPARE_IDENTITY, _SYSTEM, davi
+    yield SPARE_CONTACT, _SYSTEM, RegisterContact(contact_id=SPARE_CONTACT, details=ContactDetails(name="Lia Campos"))
 
 
 def _conversations() -> Iterator[tuple[UUID, Actor, Command]]:

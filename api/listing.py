@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 from starlette.responses import Response
 
 from adapters.accesses import What, of_conversation, recording
-from adapters.codec import decode
+from adapters.event_log import COLUMNS, EventRow, opened, people_of
 from api import demo
 from api.access import COMMAND_PROBLEMS, QUERY_PROBLEMS, needs
 from api.as_of import AsOf, Then, Version, as_it_stood, look_back, readable_until
@@ -34,6 +34,7 @@ from api.queries import (
     wait_for,
 )
 from api.sentences import Speaking
+from domain.envelope import RecordedEvent
 from domain.errors import ConversationNotFoundError, PermissionDeniedError
 from domain.events import (
     Actor,
@@ -509,6 +510,7 @@ class MessageView(BaseModel):
     attachments: list[dict[str, Any]]
     occurred_at: datetime
     recorded_at: datetime
+    erased: Annotated[bool, Field(description="its contact was erased: nobody can read it any more")]
 
 
 class MessagePage(BaseModel):
@@ -538,7 +540,7 @@ async def get_messages(
     access = of_conversation(caller, What.MESSAGES, request.state.request_id, id, owner_of(conversation))
     statement = recording(
         access,
-        "select version, topic, data, occurred_at, recorded_at from events where workspace_id = %s and stream_id = %s"
+        f"select {COLUMNS} from events where workspace_id = %s and stream_id = %s"
         " and version > %s and version <= %s and topic = any(%s) order by version limit %s",
         (
             caller.workspace_id,
@@ -550,29 +552,28 @@ async def get_messages(
         ),
     )
     rows = await fetch(request, caller, *statement)
-    items = [_message(row) for row in rows[:limit]]
+    events = [EventRow(**row) for row in rows[:limit]]
+    ciphers = await request.app.state.keys.find(people_of(events))
+    items = [message_view(opened(event, ciphers)) for event in events]
     more = len(rows) > limit
     return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})
 
 
-def _message(row: dict[str, Any]) -> dict[str, Any]:
-    event = cast("Written", decode(row["topic"], row["data"]))
-    return message_view(event, row["version"], row["occurred_at"], row["recorded_at"])
-
-
-def message_view(event: Written, version: int, occurred_at: datetime, recorded_at: datetime) -> dict[str, Any]:
+def message_view(recorded: RecordedEvent) -> dict[str, Any]:
     """A message or note as clients see it."""
+    event = cast("Written", recorded.event)
     said = event.personal.model_dump(mode="json")
     return {
-        "version": version,
+        "version": recorded.version,
         "direction": _DIRECTIONS[event.TOPIC],
         "message_id": event.message_id,
         "author": event.author.model_dump(mode="json"),
         "kind": MessageKind.TEXT if isinstance(event, NoteAdded) else event.kind,
         "text": said["text"],
         "attachments": said.get("attachments", []),
-        "occurred_at": occurred_at,
-        "recorded_at": recorded_at,
+        "occurred_at": recorded.metadata.occurred_at,
+        "recorded_at": recorded.recorded_at,
+        "erased": recorded.erased,
     }
 
 

@@ -31,6 +31,18 @@ class Settings(BaseSettings):
     database_url: Annotated[
         str | None, Field(description="PostgreSQL 15 or newer, as a connection URL; without it one is embedded")
     ] = None
+    keys_database_url: Annotated[
+        str | None,
+        Field(description="where the keys of contacts are; without it, a database beside the log's, named …_keys"),
+    ] = None
+    master_keys: Annotated[
+        SecretStr | None,
+        Field(description="master keys, comma-separated, the first one current; 'conversas keys new' makes one"),
+    ] = None
+    master_key_file: Annotated[
+        Path | None,
+        Field(description="the file with them, one per line; with an embedded database one is made up without both"),
+    ] = None
     data_directory: Annotated[Path, Field(description="where the embedded PostgreSQL and the local Kafka live")] = Path(
         ".data"
     )
@@ -180,7 +192,7 @@ class Settings(BaseSettings):
             raise ValueError(f"a token has at least {SHORTEST_TOKEN} characters")
         return value
 
-    @field_validator("database_url")
+    @field_validator("database_url", "keys_database_url")
     @classmethod
     def _a_connection_url(cls, value: str | None) -> str | None:
         try:
@@ -241,7 +253,9 @@ def rows(settings: Settings) -> list[tuple[str, str, str]]:
     return [
         (f"{PREFIX}{name.upper()}", _shown(value), field.description or "")
         for name, field in Settings.model_fields.items()
-        for value in [getattr(settings, name) if name != "database_url" else _without_password(settings.database_url)]
+        for value in [
+            _without_password(getattr(settings, name)) if name.endswith("database_url") else getattr(settings, name)
+        ]
     ]
 
 

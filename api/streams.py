@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.accesses import Access, What, of_conversation, recording
 from adapters.command_handler import UnavailableError
-from adapters.event_log import COLUMNS, EventRow, recorded
+from adapters.event_log import COLUMNS, EventRow, opened, people_of, recorded
 from adapters.live import Live, LogTopic, Subscriber
 from adapters.live_listing import ListingTopic
 from adapters.presence import Presences
@@ -378,7 +378,9 @@ async def _conversation(
             " and position <= %s order by version limit %s",
             (caller.workspace_id, row["id"], min(told, folded), limit, _PAGE),
         )
-        for event in (recorded(EventRow(**each)) for each in rows):
+        events = [EventRow(**each) for each in rows]
+        ciphers = await request.app.state.keys.find(people_of(events))
+        for event in (opened(each, ciphers) for each in events):
             if event.version > folded:
                 standing, folded = stand(standing, cast("ConversationEvent", event.event)), event.version
             if not may(caller, Permission.VIEW, standing.owner):
@@ -399,8 +401,7 @@ async def _conversation(
 def _message(event: RecordedEvent) -> bytes:
     """A message or note as told; nothing for other events."""
     if isinstance(event.event, Written):
-        said = message_view(event.event, event.version, event.metadata.occurred_at, event.recorded_at)
-        return sent_event("message", said, event.version)
+        return sent_event("message", message_view(event), event.version)
     return b""
 
 

@@ -28,7 +28,7 @@ from api import demo
 from api.settings import PREFIX
 from api.supervisor import PARENT_VARIABLE
 from benchmarks.measuring import Bench, Sample, Stopwatch, goal, middle, ratio, table
-from benchmarks.workload import TEXT, opening, write
+from benchmarks.workload import TEXT, keys, opening, write
 
 CONNECTIONS = (64, 128)
 """At 64 a transaction carries half of what is under way, 32 commands, and part of each core waits for the other."""
@@ -172,7 +172,10 @@ def _listens(port: int) -> bool:
 
 def _prepare(conninfo: str) -> list[UUID]:
     """The demo workspace and a conversation for each connection."""
-    with closing(CommandHandler(conninfo)) as handler, closing(Projector(conninfo)) as projector:
+    with (
+        closing(CommandHandler(conninfo, keys(conninfo))) as handler,
+        closing(Projector(conninfo, keys=keys(conninfo))) as projector,
+    ):
         demo.load(handler, TOKEN)
         projector.catch_up()
         requests = [opening(demo.CONTACT, demo.WORKSPACE) for _ in range(max(CONNECTIONS))]

@@ -21,6 +21,8 @@ import psutil
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from adapters import contact_keys
+from adapters.master_keys import new_master_key
 from adapters.postgres import embedded, migrate
 from adapters.projector import create_missing
 
@@ -68,6 +70,9 @@ class Bench:
 def bench(directory: Path, *, is_quick: bool) -> Iterator[Bench]:
     """A run on an embedded PostgreSQL in ``directory``."""
     with embedded(directory / "pg") as url:
+        os.environ["CONVERSAS_MASTER_KEYS"] = new_master_key()
+        os.environ["CONVERSAS_KEYS_DATABASE_URL"] = make_conninfo(url, dbname="keys")
+        contact_keys.prepare(make_conninfo(url, dbname="keys"), server=url)
         with psycopg.connect(url) as connection:
             postmaster = psutil.Process(psutil.Process(connection.info.backend_pid).ppid())
         yield Bench(url, directory, is_quick, postmaster)

@@ -16,6 +16,7 @@ from adapters.projector import READ_MODELS, Projector
 from adapters.rebuild import rebuild
 from benchmarks.measuring import Bench, Sample, Stopwatch, goal, in_new_process, middle, table
 from benchmarks.real_log import real_log
+from benchmarks.workload import keys
 from projections.read_model import ReadModel
 
 BATCH = 2_000
@@ -32,7 +33,7 @@ def _on_one_core(postmaster: int, work: Callable[[], int]) -> Sample:
 
 def _read(conninfo: str) -> int:
     position = 0
-    with EventLog(conninfo) as log:
+    with EventLog(conninfo, keys=keys(conninfo)) as log:
         while events := log.read(position, BATCH):
             position = events[-1].position
     return position
@@ -44,13 +45,13 @@ def _named(names: Sequence[str]) -> list[ReadModel]:
 
 
 def _catch_up(conninfo: str, names: Sequence[str]) -> int:
-    with closing(Projector(conninfo, _named(names))) as projector:
+    with closing(Projector(conninfo, _named(names), keys=keys(conninfo))) as projector:
         projector.catch_up()
     return _read_position(conninfo, names)
 
 
 def _rebuild(conninfo: str, name: str) -> int:
-    return rebuild(conninfo, _named([name])[0])
+    return rebuild(conninfo, _named([name])[0], keys=keys(conninfo))
 
 
 def _read_position(conninfo: str, names: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from adapters.command_handler import CommandHandler
 from adapters.importers import import_file
 from adapters.importers.loading import Lines
 from benchmarks.measuring import Bench, Sample, Stopwatch
+from benchmarks.workload import keys
 
 ROOT = Path(__file__).parents[1]
 WHOLE = ROOT.parent / "shared" / "data" / "servicenow_incidents.csv.xz"
@@ -47,7 +48,7 @@ def real_log(bench: Bench) -> RealLog:
     with Lines(path) as content:
         lines = sum(1 for _ in content)
     events, rejected = 0, 0
-    with closing(CommandHandler(conninfo)) as handler:
+    with closing(CommandHandler(conninfo, keys(conninfo))) as handler:
         watch = Stopwatch(bench.postmaster)
         for number in range(times):
             report = import_file(handler, UUID(int=number + 1), path, "servicenow")

@@ -23,7 +23,7 @@ from adapters.event_log import EventLog, EventRow
 from adapters.writer import Writer
 from benchmarks.limit import INSERT, LIMITS, Limit
 from benchmarks.measuring import Bench, Sample, Stopwatch, goal, middle, ratio, table
-from benchmarks.workload import conversations, note
+from benchmarks.workload import conversations, keys, note
 from domain.events import NoteAdded
 
 WRITERS = (1, 8, 32, 64)
@@ -48,7 +48,7 @@ class _CountingHandler(CommandHandler):
 
 async def _ours(bench: Bench, conninfo: str, seconds: float, writers: int) -> tuple[Sample, float]:
     """A round of tasks that each wait for an answer before the next command; also the rows per commit."""
-    handler = _CountingHandler(conninfo)
+    handler = _CountingHandler(conninfo, keys(conninfo))
     # The same notes again and again, never one twice in a row: preparing them is not the store's work.
     prepared = [[note(id_) for _ in range(NOTES_PER_CONVERSATION)] for id_ in conversations(handler, writers)]
     with closing(Writer(handler)) as writer:

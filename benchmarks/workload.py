@@ -6,6 +6,9 @@ Invariant: a stored note is about 300 bytes, as the measurements that the archit
 from uuid import UUID, uuid4
 
 from adapters.command_handler import CommandHandler, Request
+from adapters.contact_keys import ContactKeys
+from api.keys import contact_keys_of
+from api.settings import Settings
 from domain.commands import AddNote, Command, OpenConversation, RegisterContact
 from domain.envelope import Stream
 from domain.events import Actor, ActorKind, ContactDetails, Surface
@@ -16,6 +19,11 @@ ACTOR = Actor(kind=ActorKind.AGENT, id=str(UUID(int=2)))
 CALLER = Caller(WORKSPACE, ACTOR, BUILT_IN_ROLES["admin"], agent_id=UUID(int=2))
 TEXT = "O cliente pede retorno amanhã cedo; o pedido está parado na transportadora desde sexta-feira."
 BATCH = 500
+
+
+def keys(conninfo: str) -> ContactKeys:
+    """The keys that the service would use with this log."""
+    return contact_keys_of(Settings(database_url=conninfo), conninfo)
 
 
 def request(command: Command, id_: UUID, workspace_id: UUID = WORKSPACE) -> Request:

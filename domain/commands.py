@@ -348,6 +348,16 @@ class ChangeContactDetails(ContactCommand, NamesContact):
         ]
 
 
+class EraseContact(ContactCommand, NamesContact):
+    """Forget a contact, everywhere and for good."""
+
+    PERMISSION = Permission.ERASE_CONTACT
+
+    def names(self) -> Named:
+        """The conversation must be within reach."""
+        return _named(conversation=self.through)
+
+
 # Directory
 
 

@@ -9,7 +9,7 @@ from typing import assert_never
 from uuid import UUID
 
 from domain.attributes import Attribute, check
-from domain.commands import ChangeContactDetails, RegisterContact
+from domain.commands import ChangeContactDetails, EraseContact, RegisterContact
 from domain.errors import AlreadyExistsError, ContactAlreadyErasedError, ContactNotFoundError
 from domain.events import (
     AttributeTarget,
@@ -21,7 +21,7 @@ from domain.events import (
     Event,
 )
 
-Command = RegisterContact | ChangeContactDetails
+Command = RegisterContact | ChangeContactDetails | EraseContact
 ContactEvent = ContactRegistered | ContactDetailsChanged | ContactErased
 
 
@@ -37,6 +37,8 @@ class Contact:
 def decide(command: Command, state: Contact | None, attributes: Mapping[UUID, Attribute]) -> list[Event]:
     """The events that ``command`` causes; none where it is already so. ``attributes`` are definitions by id."""
     if state is not None and state.erased:
+        if isinstance(command, EraseContact):
+            return []
         raise ContactAlreadyErasedError
     match command:
         case RegisterContact():
@@ -54,6 +56,10 @@ def decide(command: Command, state: Contact | None, attributes: Mapping[UUID, At
             check(attributes, AttributeTarget.CONTACT, state.details.attributes, command.details.attributes)
             change = DetailsChange(before=state.details, after=command.details)
             return [ContactDetailsChanged(contact_id=state.id, personal=change)]
+        case EraseContact():
+            if state is None:
+                raise ContactNotFoundError
+            return [ContactErased()]
         case _:
             assert_never(command)
 

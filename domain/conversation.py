@@ -139,6 +139,8 @@ class Conversation:
     priority: Priority = Priority.NORMAL
     labels: tuple[str, ...] = ()
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    attribute_contacts: Mapping[str, UUID] = field(default_factory=dict)
+    """With whom the conversation was when each attribute was set: it is forgotten with them."""
     last_message_id: UUID | None = None
     """A message that comes again at once is recognised here; one that comes later, by its idempotency key."""
     bots: tuple[str, ...] = ()
@@ -185,6 +187,8 @@ def decide(command: Command, state: Conversation | None, known: Known) -> list[E
             if before is None and len(state.attributes) >= MOST_ATTRIBUTES:
                 raise TooManyAttributesError
             attributes.check(known.attributes, AttributeTarget.CONVERSATION, {}, {command.key: command.value})
+            if state.attribute_contacts.get(command.key) != state.contact_id:
+                before = None  # it was said of another: the event, which is about this one, does not repeat it
             change = AttributePersonal(before=before, after=command.value)
             return [AttributeSet(key=command.key, contact_id=state.contact_id, personal=change)]
         case ReassignContact():
@@ -420,8 +424,11 @@ def evolve(state: Conversation | None, event: ConversationEvent) -> Conversation
             return replace(state, priority=event.after)
         case AttributeSet():
             kept = {key: value for key, value in state.attributes.items() if key != event.key}
+            whose = {key: contact_id for key, contact_id in state.attribute_contacts.items() if key != event.key}
             after = event.personal.after
-            return replace(state, attributes=kept if after is None else {**kept, event.key: after})
+            if after is not None:
+                kept, whose = {**kept, event.key: after}, {**whose, event.key: event.contact_id}
+            return replace(state, attributes=kept, attribute_contacts=whose)
         case ContactReassigned():
             return replace(state, contact_id=event.after)
         case _:

@@ -16,6 +16,7 @@ from domain.commands import (
     ChangeContactDetails,
     Command,
     DefineRole,
+    EraseContact,
     Finalize,
     FinalizeAutomatically,
     IssueToken,
@@ -171,7 +172,7 @@ _ON_CONTACTS = (Permission.VIEW_CONTACT, Permission.EDIT_CONTACT)
 
 def _reaches(caller: Caller, command: NamesContact, state: State | None, known: Known) -> bool:
     """Whether the contact that is named exists for ``caller``: else naming it would bring it into their reach."""
-    needed = (Permission.EDIT_CONTACT,) if isinstance(command, ChangeContactDetails) else _ON_CONTACTS
+    needed = (command.PERMISSION,) if isinstance(command, ChangeContactDetails | EraseContact) else _ON_CONTACTS
     limited = [permission for permission in needed if caller.scope(permission) not in {None, Scope.ALL}]
     is_new = isinstance(command, RegisterContact) and state is None
     if not limited or is_new or command.registered:

@@ -64,6 +64,8 @@ class RecordedEvent:
     event: Event
     metadata: Metadata
     recorded_at: datetime
+    erased: bool = False
+    """What it said of a contact was asked for and cannot be read any more."""
 
     @property
     def id(self) -> str:

@@ -95,6 +95,7 @@ create table listing (
     version                bigint      not null,
     position               bigint      not null,
     words                  text[]      not null, -- what the text box finds it by (search_words.py)
+    inherited              jsonb       not null, -- what it shows of contacts it is no longer with: {column: contact}
     primary key (workspace_id, id)
 );
 -- For the bar's filters, latest activity first. What follows an id is for pairs: compared without a look at the row.
@@ -134,6 +135,8 @@ create index on listing (workspace_id, unanswered_since, id) where unanswered_si
 create index on listing (workspace_id, first_response_seconds, id) where first_response_seconds is not null;
 create index on listing (workspace_id, resolution_seconds, id) where resolution_seconds is not null;
 create index on listing (workspace_id, protocol);
+-- For whoever is erased: what still shows of them elsewhere.
+create index on listing (workspace_id) where inherited <> '{}';
 """
 
 PRIORITY_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
@@ -190,13 +193,16 @@ class ListingRow:
     version: int = 0
     position: int = 0
     words: list[str] = field(default_factory=list)
+    inherited: dict[str, str] = field(default_factory=dict)
 
 
 COLUMNS = tuple(ListingRow.__slots__)
-SHOWN_COLUMNS = tuple(column for column in COLUMNS if column not in {"recorded_at", "waiting_from", "words"})
-"""Without those that are there to be searched and sorted by, and to tell since when a row holds."""
+SHOWN_COLUMNS = tuple(
+    column for column in COLUMNS if column not in {"recorded_at", "waiting_from", "words", "inherited"}
+)
+"""Without those that are there to be searched and sorted by, to tell since when a row holds, and whose it is."""
 _SELECT = ", ".join(f"listing.{column}" for column in COLUMNS)
-_JSON = tuple(COLUMNS.index(column) for column in ("contact_attributes", "attributes"))
+_JSON = tuple(COLUMNS.index(column) for column in ("contact_attributes", "attributes", "inherited"))
 _values: Callable[[ListingRow], tuple[Any, ...]] = attrgetter(*COLUMNS)
 _TYPES = (
     *("uuid", "uuid", "text", "text", "text", "uuid", "uuid", "text", "uuid", "text", "text[]", "text[]", "jsonb"),
@@ -215,6 +221,7 @@ _TYPES = (
         "int4",
     ),
     *("uuid[]", "uuid[]", "text[]", "text[]", "int4", "int4", "int4", "int4", "int4", "int8", "int8", "text[]"),
+    "jsonb",
 )
 
 Key = tuple[UUID, UUID]
@@ -253,6 +260,7 @@ class Listing:
                 show_contact(row, people.get((row.workspace_id, row.contact_id)))
         save(connection, list(rows.values()), versions)
         contacts.save(connection, list(changed.values()))
+        _forget(connection, [key for key, contact in changed.items() if contact.erased])
         _show_changed_contacts(connection, [contact for contact in changed.values() if contact.version > 1])
 
 
@@ -367,12 +375,34 @@ def fold(row: ListingRow, recorded: RecordedEvent, event: ConversationEvent) -> 
             row.priority = PRIORITY_RANKS[event.after]
         case AttributeSet():
             row.attributes = {key: value for key, value in row.attributes.items() if key != event.key}
+            row.inherited.pop(_attribute(event.key), None)
             if event.personal.after is not None:
                 row.attributes[event.key] = event.personal.after
         case ContactReassigned():
+            shows = [_SUBJECT] if row.subject is not None else []
+            shows += map(_attribute, row.attributes)
+            row.inherited = {each: row.inherited.get(each, str(event.before)) for each in shows}
             row.contact_id = event.after
         case _:
             assert_never(event)
+
+
+_SUBJECT = "subject"
+
+
+def _attribute(key: str) -> str:
+    return f"attributes.{key}"
+
+
+def forget(row: ListingRow, contact_id: UUID) -> None:
+    """Take out of ``row`` what was said of a contact: whose it is now, or was when it was said."""
+    present, gone = str(row.contact_id), str(contact_id)
+    if row.inherited.get(_SUBJECT, present) == gone:
+        row.subject = None
+    row.attributes = {
+        key: value for key, value in row.attributes.items() if row.inherited.get(_attribute(key), present) != gone
+    }
+    row.inherited = {each: whose for each, whose in row.inherited.items() if whose != gone}
 
 
 def show_contact(row: ListingRow, contact: contacts.ContactRow | None) -> None:
@@ -476,6 +506,23 @@ def save(connection: psycopg.Connection[Any], rows: Sequence[ListingRow], versio
             for index in _JSON:
                 values[index] = Jsonb(values[index])
             copy.write_row(values)
+
+
+def _forget(connection: psycopg.Connection[Any], erased: Sequence[contacts.Key]) -> None:
+    """Forget ``erased`` in every row that says something of them."""
+    for workspace_id, contact_id in erased:
+        with connection.cursor(binary=True) as cursor:
+            cursor.execute(
+                f"select {_SELECT} from listing where workspace_id = %s and contact_id = %s"
+                " and (subject is not null or attributes <> '{}')"
+                f" union select {_SELECT} from listing where workspace_id = %s and inherited <> '{{}}'"
+                " and inherited @? format('$.* ? (@ == \"%%s\")', %s::uuid)::jsonpath",
+                (workspace_id, contact_id, workspace_id, contact_id),
+            )
+            rows = [ListingRow(*row) for row in cursor]
+        for row in rows:
+            forget(row, contact_id)
+        save(connection, rows, [])
 
 
 def _show_changed_contacts(connection: psycopg.Connection[Any], changed: Sequence[contacts.ContactRow]) -> None:

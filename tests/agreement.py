@@ -3,12 +3,14 @@
 import gc
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
 import psycopg
+from contact_keyring import keys_of
 from naive_episodes import episodes
 from naive_listing import owners_after_each, row
 from psycopg.rows import dict_row
@@ -23,7 +25,7 @@ from projections import past
 
 
 def all_events(database: str) -> list[RecordedEvent]:
-    with EventLog(database) as log:
+    with closing(keys_of(database)) as keys, EventLog(database, keys=keys) as log:
         events, position = [], 0
         while batch := log.read(position, 5_000):
             events += batch
@@ -133,8 +135,9 @@ def _compare(database: str) -> int:
     expected_episodes = [row for theirs in by_stream.values() for row in episodes(theirs)]
     expected_episodes.sort(key=lambda row: (row["workspace_id"], row["conversation_id"], row["episode"]))
     assert live["episodes"][0] == expected_episodes
-    for model in READ_MODELS:
-        rebuild(database, model, batch_size=7_777)
+    with closing(keys_of(database)) as keys:
+        for model in READ_MODELS:
+            rebuild(database, model, keys=keys, batch_size=7_777)
     rebuilt = {model.name: [rows(database, table, "1, 2, 3") for table in model.tables] for model in READ_MODELS}
     assert rebuilt == live
     return len(events)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import contact_keyring  # noqa: F401  # it sets the master key
 import psycopg
 import pytest
 from kafka_for_all import KafkaUnavailableError, shared_broker
@@ -66,4 +67,5 @@ def database(postgres_url: str) -> Iterator[str]:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"create database {name} template template_conversas")
         yield make_conninfo(postgres_url, dbname=name)
-        connection.execute(f"drop database {name} with (force)")
+        for each in (name, f"{name}_keys"):
+            connection.execute(f"drop database if exists {each} with (force)")

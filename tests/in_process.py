@@ -5,10 +5,11 @@ Invariant: requests go through the whole application, middleware included; only 
 
 import hashlib
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 import httpx
+from contact_keyring import keys_of
 
 from adapters.command_handler import CommandHandler, Request
 from adapters.projector import Projector, create_missing
@@ -30,13 +31,13 @@ def id_of(name: str) -> UUID:
 def prepare(database: str) -> None:
     """Make the tables of the read models."""
     create_missing(database)
+    keys_of(database).close()
 
 
 def project(database: str) -> None:
     """Bring the read models up to date."""
-    projector = Projector(database)
-    projector.catch_up()
-    projector.close()
+    with closing(keys_of(database)) as keys, closing(Projector(database, keys=keys)) as projector:
+        projector.catch_up()
 
 
 def carry_out(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4, uuid5
 
 import psycopg
+from contact_keyring import keys_of
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
@@ -293,8 +294,8 @@ class World:
 
     def __init__(self, conninfo: str) -> None:
         create_missing(conninfo)
-        self.handler = CommandHandler(conninfo, cached_states=1_000)
-        self.projector = Projector(conninfo)
+        self.handler = CommandHandler(conninfo, keys_of(conninfo), cached_states=1_000)
+        self.projector = Projector(conninfo, keys=keys_of(conninfo))
         self.connection = psycopg.connect(conninfo, row_factory=dict_row, autocommit=True)
         self.connection.execute("set timezone to 'UTC'")
 

@@ -102,6 +102,7 @@ def row(events: Sequence[RecordedEvent], contacts: dict[UUID, dict[str, Any]]) -
             *protocol_terms(first.event.protocol),
             *contact_terms(contact["name"], contact["phones"], contact["emails"]),
         ],
+        "inherited": _inherited(events),
     }
 
 
@@ -182,6 +183,20 @@ def _attributes(events: Sequence[RecordedEvent]) -> dict[str, Any]:
             if recorded.event.personal.after is not None:
                 found[recorded.event.key] = recorded.event.personal.after
     return found
+
+
+def _inherited(events: Sequence[RecordedEvent]) -> dict[str, str]:
+    """Whose what the row shows was, where the conversation was reassigned after it was said."""
+    last = max((i for i, e in enumerate(events) if topic(e) == "contact-reassigned.v1"), default=-1)
+    said = {}
+    for recorded in events[: last + 1]:
+        if topic(recorded) == "conversation-opened.v1" and recorded.event.personal.subject is not None:
+            said["subject"] = str(recorded.event.contact_id)
+        if topic(recorded) == "attribute-set.v1":
+            said[f"attributes.{recorded.event.key}"] = str(recorded.event.contact_id)
+    later = {f"attributes.{e.event.key}" for e in events[last + 1 :] if topic(e) == "attribute-set.v1"}
+    shown = {f"attributes.{key}" for key in _attributes(events)} | {"subject"}
+    return {each: whose for each, whose in said.items() if each in shown and each not in later}
 
 
 def _last(events: Sequence[RecordedEvent], fields: dict[str, str], default: Any) -> Any:

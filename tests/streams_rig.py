@@ -19,6 +19,7 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from psycopg.conninfo import make_conninfo
 
 from adapters.command_handler import CommandHandler
@@ -44,7 +45,7 @@ def serving(postgres_url: str, *, patch: str = "", **settings: str) -> Iterator[
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"create database {name} template template_conversas")
     database_url = make_conninfo(postgres_url, dbname=name)
-    with closing(CommandHandler(database_url)) as handler:
+    with closing(CommandHandler(database_url, keys_of(database_url))) as handler:
         demo.load(handler, TOKEN)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

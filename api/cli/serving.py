@@ -5,18 +5,20 @@ Invariant: Ctrl-C and SIGTERM stop each of them cleanly.
 
 import os
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Annotated
 
 import typer
 
 from adapters.command_handler import CommandHandler
+from adapters.erasures import is_behind
 from adapters.identity import digest, new_secret
 from adapters.postgres import connect
 from adapters.projector import Projector, stale
 from api import demo
-from api.cli.shell import app, database, err, load_settings, out
+from api.cli.shell import app, database, err, load_settings, out, progress_bar
 from api.cli.tending import rebuild_each
+from api.keys import DEFAULT_FILE, contact_keys_of, master_keys
 from api.settings import PREFIX, Settings
 from api.supervisor import stop_on_signals, supervise, watch_supervisor
 from domain.errors import AlreadyExistsError
@@ -28,22 +30,32 @@ def run() -> None:
     """Run all in one: API, projector and (where Kafka is set) publisher, on demo data, until Ctrl-C."""
     chosen = load_settings()
     _check_port(chosen)
+    master_keys(chosen)
     stop = stop_on_signals()
     with database(chosen) as url:
-        handler = CommandHandler(url)
+        keys = contact_keys_of(chosen, url)
+        handler = CommandHandler(url, keys)
         new = demo.load(handler)
         token = _bootstrap_token(chosen, handler)
         handler.close()
-        rebuild_each(url, stale(url))
-        projector = Projector(url)
+        rebuild_each(url, stale(url), keys)
+        projector = Projector(url, keys=keys)
         projector.catch_up()
         projector.close()
         _check_token(url, token)
         _welcome(chosen, token, new)
         publishers = range(1, chosen.kafka_publishers + 1) if chosen.kafka_bootstrap_servers else ()
         names = ["serve", "project", *(f"publish --publisher {number}" for number in publishers)]
-        supervise(names, {**os.environ, f"{PREFIX}DATABASE_URL": url}, stop)
+        supervise(names, {**os.environ, **_told_to_children(chosen, url)}, stop)
     out.print("Stopped.")
+
+
+def _told_to_children(chosen: Settings, url: str) -> dict[str, str]:
+    """The settings that the parts need where the embedded database's are made up."""
+    told = {f"{PREFIX}DATABASE_URL": url}
+    if chosen.master_keys is None and chosen.master_key_file is None and chosen.database_url is None:
+        told[f"{PREFIX}MASTER_KEY_FILE"] = str((chosen.data_directory / DEFAULT_FILE).absolute())
+    return told
 
 
 def _check_port(chosen: Settings) -> None:
@@ -116,8 +128,10 @@ def serve() -> None:
     from api.server import Server  # noqa: PLC0415  # the same
 
     chosen = load_settings()
+    master_keys(chosen)
     watch_supervisor()
     with database(chosen) as url:
+        _finish_erasures(chosen, url)
         server = Server(create_app(chosen, url), chosen)
         settle()
         with suppress(KeyboardInterrupt):
@@ -126,15 +140,24 @@ def serve() -> None:
             raise SystemExit(3)
 
 
+def _finish_erasures(chosen: Settings, url: str) -> None:
+    """Let no read model show anybody whom the log has erased, before it is asked."""
+    if is_behind(url):
+        with (
+            closing(Projector(url, keys=contact_keys_of(chosen, url))) as projector,
+            progress_bar("forgetting whom the log has erased") as update,
+        ):
+            projector.catch_up(update)
+
+
 @app.command()
 def project() -> None:
     """Project the log into the read models, until stopped."""
     chosen = load_settings()
+    master_keys(chosen)
     stop = stop_on_signals()
-    with database(chosen) as url:
-        projector = Projector(url)
+    with database(chosen) as url, closing(Projector(url, keys=contact_keys_of(chosen, url))) as projector:
         projector.run(stop)
-        projector.close()
 
 
 @app.command()

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Annotated
 from uuid import UUID, uuid4
 
@@ -17,8 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adapters import postgres
 from adapters.command_handler import CommandHandler, Outcome, Request
+from adapters.contact_keys import ContactKeys
+from adapters.erasures import reconcile
+from adapters.master_keys import NO_MASTER_KEYS
 from adapters.projector import create_missing
 from api import demo, settings
+from api.keys import keys_url, prepare_keys
 from api.settings import Settings
 from domain.commands import Command, CreateWorkspace
 from domain.envelope import Stream
@@ -59,18 +63,22 @@ def load_settings() -> Settings:
 def database(chosen: Settings) -> Iterator[str]:
     """The database's URL, migrated; embedded where none is set."""
     if chosen.database_url is not None:
-        yield _ready(chosen.database_url)
+        yield _ready(chosen, chosen.database_url)
         return
     directory = (chosen.data_directory / "postgres").absolute()
     if not directory.exists():
         err.print(f"There is no database in {directory}; making a new one.", soft_wrap=True, highlight=False)
     with postgres.embedded(directory) as url:
-        yield _ready(url)
+        yield _ready(chosen, url)
 
 
-def _ready(url: str) -> str:
+def _ready(chosen: Settings, url: str) -> str:
     postgres.migrate(url)
     create_missing(url)
+    prepare_keys(chosen, url)
+    with closing(ContactKeys(keys_url(chosen, url), NO_MASTER_KEYS)) as keys:
+        if again := reconcile(url, keys):
+            err.print(f"The log was restored: {again:,} contacts that had been erased are erased again.")
     return url
 
 

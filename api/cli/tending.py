@@ -5,6 +5,7 @@ Invariant: long work shows a progress bar and may be killed and run again.
 
 import json
 from collections.abc import Iterable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,12 +15,14 @@ import typer
 from rich.table import Column, Table
 
 from adapters.command_handler import CommandHandler
+from adapters.contact_keys import ContactKeys
 from adapters.event_log import EventLog
 from adapters.projector import READ_MODELS, stale
 from adapters.rebuild import rebuild as rebuild_read_model
 from adapters.replay import Summary, history_of, summarize, tell
 from api import demo, settings
 from api.cli.shell import Workspace, app, database, ensure_workspace, load_settings, out, progress_bar
+from api.keys import contact_keys_of
 from domain.envelope import RecordedEvent
 from projections.read_model import ReadModel
 
@@ -51,15 +54,16 @@ def rebuild(
     wrong = sorted(set(names or ()) - set(known))
     if wrong:
         raise SystemExit(f"There is no read model {', '.join(wrong)}; there are {', '.join(known)}.")
-    with database(load_settings()) as url:
-        rebuild_each(url, [known[name] for name in names or known])
+    chosen = load_settings()
+    with database(chosen) as url, closing(contact_keys_of(chosen, url)) as keys:
+        rebuild_each(url, [known[name] for name in names or known], keys)
 
 
-def rebuild_each(url: str, models: Iterable[ReadModel]) -> None:
+def rebuild_each(url: str, models: Iterable[ReadModel], keys: ContactKeys) -> None:
     """Rebuild one after the other, with a progress bar for each."""
     for model in models:
         with progress_bar(f"rebuilding {model.name}") as update:
-            position = rebuild_read_model(url, model, update)
+            position = rebuild_read_model(url, model, update, keys=keys)
         out.print(f"{model.name}: rebuilt up to position {position} and swapped in.")
 
 
@@ -80,7 +84,12 @@ def replay(
 
     Moments are those of recording: what was imported counts from its import on.
     """
-    with database(load_settings()) as url, EventLog(url, application="conversas-replay") as log:
+    chosen = load_settings()
+    with (
+        database(chosen) as url,
+        closing(contact_keys_of(chosen, url)) as keys,
+        EventLog(url, application="conversas-replay", keys=keys) as log,
+    ):
         if conversation is not None:
             key = (demo.workspace_id(workspace), conversation)
             events = history_of(log, key, version=version, position=position, as_of=_in_utc(as_of))
@@ -130,8 +139,9 @@ def import_(
     """
     from adapters.importers import ImportStoppedError, import_file  # noqa: PLC0415  # only this needs the importers
 
-    with database(load_settings()) as url:
-        handler = CommandHandler(url)
+    chosen = load_settings()
+    with database(chosen) as url, closing(contact_keys_of(chosen, url)) as keys:
+        handler = CommandHandler(url, keys)
         ensure_workspace(handler, workspace)
         try:
             with progress_bar("importing (bytes)") as update:

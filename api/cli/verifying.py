@@ -95,8 +95,8 @@ def bundle(
 ) -> None:
     """Export the history of a workspace, or of one conversation, in a file that proves that nothing is left out.
 
-    What is written is verified at once: a log that was tampered with shows itself here already. It holds personal
-    data, in so far as the log holds it in clear.
+    What is written is verified at once: a log that was tampered with shows itself here already. What names a person
+    is in it as it is in the log: as ciphertext.
     """
     workspace_id = demo.workspace_id(workspace)
     with _tree() as (connection, key, prefix):

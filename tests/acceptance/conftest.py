@@ -23,6 +23,7 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from psycopg.conninfo import make_conninfo
 
 from adapters.command_handler import CommandHandler
@@ -199,7 +200,7 @@ def started(postgres_url: str, **settings: str) -> Iterator[Service]:
         "CONVERSAS_TOKEN_CACHE_SECONDS": "0.2",
         **{f"CONVERSAS_{setting}": value for setting, value in settings.items()},
     }
-    with closing(CommandHandler(database_url)) as handler:
+    with closing(CommandHandler(database_url, keys_of(database_url))) as handler:
         demo.load(handler, ADMIN_TOKEN)
     processes = [
         subprocess.Popen([sys.executable, "-m", "api", part], cwd=ROOT, env=environment)

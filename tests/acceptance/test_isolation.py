@@ -19,11 +19,13 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from fastapi import FastAPI
 from in_process import carry_out, id_of, prepare, project
 from psycopg.conninfo import make_conninfo
 
 from adapters.command_handler import CommandHandler
+from adapters.event_log import EventLog, in_clear, people_of
 from adapters.identity import digest
 from api import demo
 from api.app import create_app
@@ -155,6 +157,14 @@ def names_of(rows: dict[str, list[str]]) -> set[str]:
         for found in re.findall(r'"\\\\x([0-9a-f]+)"', text)
     ]
     return {name for text in (*texts, *raw) for name in names_in(text)}
+
+
+def sealed_names(database: str, workspace: UUID) -> set[str]:
+    """The ids and marks that are in the workspace's events only once they are opened."""
+    with closing(keys_of(database)) as keys, EventLog(database) as log:
+        rows = [row for row in log.read_rows(0, 100_000) if row.workspace_id == workspace]
+        ciphers = keys.find(people_of(rows))
+        return {name for row in rows for name in names_in(in_clear(row, ciphers).data.decode())}
 
 
 # Asking
@@ -392,7 +402,7 @@ class Attack:
 def fill(database: str) -> None:
     """Workspaces A and B, projected."""
     prepare(database)
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         demo.load(handler, TOKEN_A)
         carry_out(handler, B, story(), KEY_B)
     project(database)
@@ -428,6 +438,7 @@ OF_B = {
         (demo.CONTACT, "contact"),
         (demo.OTHER_CONTACT, "contact"),
         (demo.CONVERSATION, "conversation in progress"),
+        (demo.SPARE_CONTACT, "no contact"),
         (demo.SPARE_TOKEN, "no token"),
         (demo.SPARE_AGENT, "no agent"),
         (demo.SPARE_SECTOR, "no sector"),
@@ -459,7 +470,8 @@ def on_two_workspaces(database: str, scenario: Scenario) -> Any:
             await run_examples(app, TOKEN_B, OF_B)
             project(database)
             rows = rows_of(database, B)
-            names = names_of(rows) - names_of(rows_of(database, demo.WORKSPACE))
+            names = names_of(rows) | sealed_names(database, B)
+            names -= names_of(rows_of(database, demo.WORKSPACE)) | sealed_names(database, demo.WORKSPACE)
             assert {mark(n) for n in (1, 2, 3, 5, 9, 100, 103)} <= names
             return await scenario(app, database, ids_to_send(rows, names), names)
 

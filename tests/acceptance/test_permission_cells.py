@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import httpx
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from in_process import carry_out, id_of, prepare, project, serving
 from permission_table import (
     ACTIONS,
@@ -267,7 +268,7 @@ async def walk_all(database: str) -> Walk:
     refused = [cell for cell in cells() if expected(*cell)[0] != 200]
     allowed = {id_of(f"cell {number}"): cell for number, cell in enumerate(cells()) if expected(*cell)[0] == 200}
     prepare(database)
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         carry_out(handler, WORKSPACE, directory())
         carry_out(handler, WORKSPACE, (c for id_, at in all_shared().items() for c in conversation(id_, *at)))
         project(database)
@@ -380,7 +381,7 @@ def test_a_rule_that_lets_too_much_through_is_noticed(database: str, monkeypatch
 
     async def one_cell() -> Answer:
         prepare(database)
-        with closing(CommandHandler(database)) as handler:
+        with closing(CommandHandler(database, keys_of(database))) as handler:
             carry_out(handler, WORKSPACE, directory())
             carry_out(handler, WORKSPACE, conversation(shared(who, place, "pending"), who, place, "pending"))
             project(database)

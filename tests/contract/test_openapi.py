@@ -23,6 +23,7 @@ import httpx
 import psycopg
 import pytest
 import schemathesis
+from contact_keyring import keys_of
 from hypothesis import HealthCheck, settings
 from psycopg.conninfo import make_conninfo
 from schemathesis.pytest.lazy import get_all_tests
@@ -47,7 +48,7 @@ def url(postgres_url: str) -> Iterator[str]:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"create database {name} template template_conversas")
     database_url = make_conninfo(postgres_url, dbname=name)
-    with closing(CommandHandler(database_url)) as handler:
+    with closing(CommandHandler(database_url, keys_of(database_url))) as handler:
         demo.load(handler, TOKEN)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

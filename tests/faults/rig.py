@@ -7,10 +7,11 @@ import itertools
 import os
 import signal
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -18,6 +19,9 @@ from uuid import UUID, uuid4
 import psutil
 import psycopg
 from psycopg.conninfo import make_conninfo
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from contact_keyring import keys_of
 
 from adapters.command_handler import CommandHandler, Outcome, Request
 from adapters.event_log import EventLog
@@ -106,16 +110,16 @@ def contents(conninfo: str) -> dict[str, list[str]]:
 def project_all(conninfo: str) -> None:
     """Bring every read model to the log's head."""
     create_missing(conninfo)
-    projector = Projector(conninfo)
-    projector.catch_up()
-    projector.close()
+    with closing(keys_of(conninfo)) as keys, closing(Projector(conninfo, keys=keys)) as projector:
+        projector.catch_up()
 
 
 def assert_live_equals_rebuilt(conninfo: str) -> None:
     """Every row of the live tables is what a rebuild from the whole log gives, and there is no other."""
     live = contents(conninfo)
-    for model in READ_MODELS:
-        rebuild(conninfo, model)
+    with closing(keys_of(conninfo)) as keys:
+        for model in READ_MODELS:
+            rebuild(conninfo, model, keys=keys)
     rebuilt = contents(conninfo)
     assert live.keys() == rebuilt.keys()
     for table, rows in live.items():

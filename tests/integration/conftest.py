@@ -10,6 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from psycopg.conninfo import make_conninfo
 
 from adapters.command_handler import CommandHandler
@@ -72,7 +73,7 @@ def imported_log(postgres_url: str) -> Iterator[ImportedLog]:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("create database imported_log template template_conversas")
         database = make_conninfo(postgres_url, dbname="imported_log")
-        handler = CommandHandler(database)
+        handler = CommandHandler(database, keys_of(database))
         report = import_file(handler, UUID(int=7), path, "servicenow", progress=lambda *done: told.append(done))
         handler.close()
         yield ImportedLog(database, UUID(int=7), path, report, told)

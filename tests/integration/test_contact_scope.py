@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from contact_keyring import keys_of
 from in_process import carry_out, id_of, prepare, project, serving
 
 from adapters.command_handler import CommandHandler
@@ -49,7 +50,7 @@ def served(database: str) -> str:
         (id_of("token"), token),
         (PRIVATE, admins),
     ]
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         demo.load(handler)
         carry_out(handler, demo.WORKSPACE, story)
     project(database)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from contact_keyring import keys_of
 
 from adapters.command_handler import CommandHandler
 from adapters.importers import Rejected, Report, import_file, loading, ndjson_lines, report
@@ -86,7 +87,7 @@ def write(path: Path, lines: list[dict[str, Any] | bytes]) -> Path:
 
 
 def load(conninfo: str, path: Path) -> Report:
-    handler = CommandHandler(conninfo)
+    handler = CommandHandler(conninfo, keys_of(conninfo))
     try:
         return import_file(handler, WORKSPACE, path)
     finally:

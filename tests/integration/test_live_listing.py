@@ -8,6 +8,7 @@ from uuid import UUID
 import orjson
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from in_process import carry_out, id_of, prepare, project
 
 from adapters.command_handler import CommandHandler
@@ -58,7 +59,7 @@ async def look(database: str, start: int, rows: Rows, chosen: Filter, caller: Ca
 def written(database: str) -> Any:
     """Carries out commands and projects them; gives the position before them."""
     prepare(database)
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         demo.load(handler)
         project(database)
 

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from agreement import check_that_all_agree
+from contact_keyring import keys_of
 
 from adapters.command_handler import CommandHandler, Request
 from adapters.projector import Projector, create_missing
@@ -143,7 +144,7 @@ def attributes_and_views() -> Iterator[tuple[UUID, Command]]:
 def a_random_history(database: str, seed: int, commands: int) -> None:
     """A log of what is left of random commands after the rules have refused their part."""
     chance = random.Random(seed)
-    handler = CommandHandler(database, cached_states=100)
+    handler = CommandHandler(database, keys_of(database), cached_states=100)
     setup: list[tuple[UUID, Command]] = [(sector, CreateSector(name=f"s{sector.int}")) for sector in SECTORS]
     setup += [(agent, RegisterAgent(name=f"a{agent.int}")) for agent in AGENTS]
     setup += [(agent, JoinSector(sector_id=sector)) for agent in AGENTS for sector in SECTORS]
@@ -167,7 +168,7 @@ def a_random_history(database: str, seed: int, commands: int) -> None:
 def test_any_history_in_any_batches_gives_the_naive_rows(database: str, seed: int) -> None:
     create_missing(database)
     a_random_history(database, seed, commands=600)
-    projector = Projector(database, batch_size=random.Random(seed).choice([1, 3, 50, 1_000]))
+    projector = Projector(database, keys=keys_of(database), batch_size=random.Random(seed).choice([1, 3, 50, 1_000]))
     projector.catch_up()
     projector.close()
     assert check_that_all_agree(database) > 200
@@ -187,7 +188,7 @@ def test_any_history_in_any_batches_gives_the_naive_rows(database: str, seed: in
 def test_the_comparison_notices_a_row_that_is_wrong(database: str, change: str) -> None:
     create_missing(database)
     a_random_history(database, 0, commands=300)
-    projector = Projector(database)
+    projector = Projector(database, keys=keys_of(database))
     projector.catch_up()
     projector.close()
     with psycopg.connect(database) as connection:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from agreement import all_events, check_that_all_agree
+from contact_keyring import keys_of
 from kafka import KafkaConsumer
 
 from adapters.event_log import EventLog
@@ -18,7 +19,7 @@ from domain.envelope import StreamType
 def test_the_imported_log_reads_the_same_everywhere(imported_log: Any, kafka_bootstrap: str) -> None:
     database = imported_log.database
     create_missing(database)
-    projector = Projector(database)
+    projector = Projector(database, keys=keys_of(database))
     projector.catch_up()
     projector.close()
     events = all_events(database)

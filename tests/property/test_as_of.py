@@ -23,6 +23,7 @@ from uuid import UUID
 import naive_listing
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from listing_world import (
     PAIRS,
     START,
@@ -106,7 +107,7 @@ def whole(postgres_url: str) -> Iterator[Past]:
     conninfo = make_conninfo(postgres_url, dbname="as_of")
     with closing(World(conninfo)) as world:
         workspace, _ = world.tell(some_stories(chance))
-        with EventLog(conninfo) as log:
+        with closing(keys_of(conninfo)) as keys, EventLog(conninfo, keys=keys) as log:
             events = log.read(0, 100_000)
         yield spread(world, workspace, events, chance)
     with psycopg.connect(postgres_url, autocommit=True) as connection:

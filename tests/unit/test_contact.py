@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from domain.commands import ChangeContactDetails, RegisterContact
+from domain.commands import ChangeContactDetails, EraseContact, RegisterContact
 from domain.decider import DECIDERS
 from domain.envelope import StreamType
 from domain.events import ContactDetails, ContactDetailsChanged, ContactErased, ContactRegistered, DetailsChange
@@ -55,6 +55,12 @@ def test_a_value_of_another_type_is_a_change(given: Given, before: Any, after: A
 
 def test_nobody_unknown_is_changed(given: Given) -> None:
     given().when(ChangeContactDetails(details=COMPLETED)).then("contact-not-found")
+
+
+def test_a_contact_is_erased_once(given: Given) -> None:
+    given(registered, changed).when(EraseContact()).then(erased)
+    given(registered, changed, erased).when(EraseContact()).then()
+    given().when(EraseContact()).then("contact-not-found")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from domain.events import (
     AttributePersonal,
     AttributeSet,
     AttributeValue,
+    ContactReassigned,
     ConversationAssumed,
     ConversationFinalizedAutomatically,
     ConversationFinalizedFromInbox,
@@ -353,6 +354,18 @@ def test_an_attribute_taken_away_is_not_set_any_more(given: Given) -> None:
     outcome = given(opened, was).when(SetAttribute(key="plan", value=None))
     outcome.then(AttributeSet(key="plan", contact_id=MARIA, personal=AttributePersonal(before="old", after=None)))
     assert dict(outcome.state.attributes) == {}
+
+
+def test_what_was_set_of_one_contact_is_not_repeated_as_said_of_another(given: Given) -> None:
+    """It is sealed with the key of the one of whom it was said, and must go with them."""
+    was = AttributeSet(key="cpf", contact_id=MARIA, personal=AttributePersonal(before=None, after="123"))
+    to_joao = ContactReassigned(before=MARIA, after=JOAO)
+    outcome = given(opened, was, to_joao).when(SetAttribute(key="cpf", value="456"))
+    outcome.then(AttributeSet(key="cpf", contact_id=JOAO, personal=AttributePersonal(before=None, after="456")))
+    assert dict(outcome.state.attribute_contacts) == {"cpf": JOAO}
+    gone = given(opened, was, to_joao).when(SetAttribute(key="cpf", value=None))
+    gone.then(AttributeSet(key="cpf", contact_id=JOAO, personal=AttributePersonal(before=None, after=None)))
+    assert (dict(gone.state.attributes), dict(gone.state.attribute_contacts)) == ({}, {})
 
 
 def test_what_is_said_after_a_reassignment_is_said_by_the_new_contact(given: Given) -> None:

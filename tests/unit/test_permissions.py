@@ -29,6 +29,7 @@ from domain.commands import (
     DeactivateSector,
     DefineAttribute,
     DefineRole,
+    EraseContact,
     Finalize,
     FinalizeAutomatically,
     HandOffFromBot,
@@ -111,6 +112,7 @@ CONVERSATION_COMMANDS: list[tuple[Command, str]] = [
 OTHER_COMMANDS: list[tuple[Command, str]] = [
     (RegisterContact(contact_id=MARIA, details=ContactDetails()), "edit-contact"),
     (ChangeContactDetails(details=ContactDetails()), "edit-contact"),
+    (EraseContact(), "erase-contact"),
     (CreateWorkspace(slug="acme", name="Acme"), "manage-directory"),
     (CreateSector(name="Sales"), "manage-directory"),
     (RenameSector(name="Sales"), "manage-directory"),
@@ -387,14 +389,14 @@ def test_a_private_view_exists_for_its_owner_only_and_a_shared_one_is_theirs_or_
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("granted", Scope)
-def test_a_contact_is_edited_through_a_conversation_where_the_permission_does_not_reach_all(
+def test_a_contact_is_edited_and_erased_through_a_conversation_where_the_permission_does_not_reach_all(
     given: Given, world: Known, granted: Scope, place: str
 ) -> None:
     owner, reaches = PLACES[place]
     through = UUID(int=0xD1)
     maria = ContactRegistered(contact_id=MARIA, personal=ContactDetails())
     change = ChangeContactDetails(details=ContactDetails(name="Maria"), through=through)
-    who = caller({Permission.EDIT_CONTACT: granted})
+    who = caller({Permission.EDIT_CONTACT: granted, Permission.ERASE_CONTACT: granted})
     reached = replace(world, conversations={through: conversation(owner, Status.PENDING)})
     elses = replace(world, conversations={through: replace(conversation(owner, Status.PENDING), contact_id=JOAO)})
     no = None if granted is Scope.ALL else "contact-not-found"
@@ -402,6 +404,10 @@ def test_a_contact_is_edited_through_a_conversation_where_the_permission_does_no
     assert given(maria, known=elses).when(change, who).refusal == no
     assert given(maria, known=world).when(change, who).refusal == no
     assert given(maria, known=reached).when(ChangeContactDetails(details=change.details), who).refusal == no
+    erase = EraseContact(through=through)
+    assert given(maria, known=reached).when(erase, who).refusal == (None if granted.value in reaches else no)
+    assert given(maria, known=elses).when(erase, who).refusal == no
+    assert given(maria, known=reached).when(EraseContact(), who).refusal == no
 
 
 def naming(contact: UUID, **how: Any) -> list[Command]:
