@@ -20,7 +20,7 @@ from adapters.projector import Projector
 from api import demo
 from benchmarks.http_commands import TOKEN, server
 from benchmarks.measuring import Bench, table
-from benchmarks.workload import TEXT, opening, request, write
+from benchmarks.workload import TEXT, keys, opening, request, write
 from domain.commands import Finalize
 from domain.events import Surface
 
@@ -34,7 +34,10 @@ def run(bench: Bench) -> None:
     count = 5_000 if bench.is_quick else 100_000
     conninfo = bench.database(read_models=True)
     baseline = count // 5
-    with closing(CommandHandler(conninfo)) as handler, closing(Projector(conninfo)) as projector:
+    with (
+        closing(CommandHandler(conninfo, keys(conninfo))) as handler,
+        closing(Projector(conninfo, keys=keys(conninfo))) as projector,
+    ):
         demo.load(handler, TOKEN)
         ids = _conversations(handler, count + baseline)
         projector.catch_up()

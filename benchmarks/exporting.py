@@ -12,7 +12,7 @@ from adapters.command_handler import CommandHandler
 from adapters.identity import digest
 from adapters.projector import Projector
 from benchmarks.http_commands import TOKEN, server
-from benchmarks.workload import request, write
+from benchmarks.workload import keys, request, write
 from domain.commands import IssueToken
 from domain.events import Actor, ActorKind
 
@@ -23,7 +23,10 @@ def measure(conninfo: str, workspace_id: UUID) -> list[tuple[str, int, float, fl
     """Per format: rows, rows per second, MiB that the server had before, and at most meanwhile."""
     actor = Actor(kind=ActorKind.INTEGRATION, id="bench")
     issue = IssueToken(name="bench", secret_sha256=digest(TOKEN.encode()), actor=actor, role="admin")
-    with closing(CommandHandler(conninfo)) as handler, closing(Projector(conninfo)) as projector:
+    with (
+        closing(CommandHandler(conninfo, keys(conninfo))) as handler,
+        closing(Projector(conninfo, keys=keys(conninfo))) as projector,
+    ):
         write(handler, [request(issue, uuid4(), workspace_id)])
         projector.catch_up()
     found = []

@@ -28,6 +28,7 @@ from benchmarks import publishing
 from benchmarks.measuring import Bench, goal, table
 from benchmarks.publishing import CACHE
 from benchmarks.real_log import ROOT, real_log
+from benchmarks.workload import keys
 from domain.commands import Command, OpenConversation, ReceiveMessage, RegisterContact
 from domain.envelope import Stream
 from domain.events import Actor, ActorKind, ContactDetails, MessageKind, Surface
@@ -86,7 +87,7 @@ def _latencies(bench: Bench, bootstrap_servers: str) -> None:
 def _at_work(conninfo: str, settings: PublisherSettings, rate: int, seconds: float) -> tuple[Delays, Delays]:
     """Commands at ``rate``; how long each event took to the listing, and to a ``read_committed`` consumer."""
     listing, feed, stop = Delays(), Delays(), threading.Event()
-    with closing(CommandHandler(conninfo)) as handler, ExitStack() as running:
+    with closing(CommandHandler(conninfo, keys(conninfo))) as handler, ExitStack() as running:
         conversations = _conversations(handler)
         for name in ("project", "publish"):
             running.enter_context(_service(name, conninfo, settings))
@@ -250,7 +251,7 @@ def _catch_up(bench: Bench, bootstrap_servers: str) -> None:
     """A publisher that finds a million events, or a few where it must be quick."""
     wanted = 20_000 if bench.is_quick else CATCH_UP_EVENTS
     log, number = real_log(bench), 100
-    with closing(CommandHandler(log.conninfo)) as handler:
+    with closing(CommandHandler(log.conninfo, keys(log.conninfo))) as handler:
         while _head(log.conninfo) < wanted:
             import_file(handler, UUID(int=number), log.path, "servicenow")
             number += 1

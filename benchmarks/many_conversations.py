@@ -16,6 +16,7 @@ import psycopg
 from adapters.projector import Projector
 from benchmarks.measuring import Bench
 from benchmarks.real_log import real_log
+from benchmarks.workload import keys
 from projections import contacts, listing
 from projections.contacts import ContactRow
 from projections.listing import ListingRow
@@ -35,7 +36,7 @@ TIMES = tuple(name for name in listing.COLUMNS if name.endswith(("_at", "_since"
 def fill(bench: Bench) -> tuple[str, UUID, int]:
     """The conninfo of a database with the real log's listing, its workspace, and how many rows there are."""
     conninfo = real_log(bench).conninfo
-    with closing(Projector(conninfo)) as projector:
+    with closing(Projector(conninfo, keys=keys(conninfo))) as projector:
         projector.catch_up()
     with psycopg.connect(conninfo) as connection:
         row = connection.execute(

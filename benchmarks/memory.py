@@ -15,7 +15,7 @@ import psutil
 from adapters.command_handler import CommandHandler
 from adapters.projector import Projector
 from benchmarks.measuring import Bench, in_new_process, table
-from benchmarks.workload import BATCH, contact, conversations, note, opening, write
+from benchmarks.workload import BATCH, contact, conversations, keys, note, opening, write
 
 NOTES_PER_CONVERSATION = 4
 CACHED_STATES = 5_000
@@ -43,7 +43,7 @@ class _Memory:
 
 def _writing(conninfo: str, lengths: Sequence[int]) -> list[float]:
     """Fill the log; the writer's memory at the start and at each of ``lengths`` events."""
-    with closing(CommandHandler(conninfo, cached_states=CACHED_STATES)) as handler:
+    with closing(CommandHandler(conninfo, keys(conninfo), cached_states=CACHED_STATES)) as handler:
         contact_id = contact(handler)
         memory, position, openings = _Memory(lengths), 1, BATCH // (NOTES_PER_CONVERSATION + 1)
         while position < lengths[-1]:
@@ -58,20 +58,20 @@ def _writing(conninfo: str, lengths: Sequence[int]) -> list[float]:
 def _projecting(conninfo: str, lengths: Sequence[int]) -> list[float]:
     """Catch up with the log; the projector's memory at the start and at each of ``lengths`` events."""
     memory = _Memory(lengths)
-    with closing(Projector(conninfo)) as projector:
+    with closing(Projector(conninfo, keys=keys(conninfo))) as projector:
         projector.catch_up(lambda position, _: memory.note(position))
     return memory.found
 
 
 def _cost(conninfo: str, repetitions: int) -> dict[str, tuple[float, float]]:
     """Median seconds of a note on a short and on the long conversation, when its state is cached and when not."""
-    with closing(CommandHandler(conninfo)) as handler:
+    with closing(CommandHandler(conninfo, keys(conninfo))) as handler:
         [long], short = conversations(handler, 1), conversations(handler, repetitions)
         write(handler, [note(id_) for id_ in short for _ in range(SHORT)])
         write(handler, [note(long) for _ in range(LONG)])
         warm = _alternate(handler, short, long)
     # One state is kept, and the next command is always on another conversation.
-    with closing(CommandHandler(conninfo, cached_states=1)) as handler:
+    with closing(CommandHandler(conninfo, keys(conninfo), cached_states=1)) as handler:
         cold = _alternate(handler, short, long)
     return {"cached": warm, "cold": cold}
 
