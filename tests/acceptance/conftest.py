@@ -57,8 +57,10 @@ class Api(httpx.Client):
         return found
 
     def read(self, path: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to a query that must succeed."""
-        response = self.get(path, params=parameters)
+        """The answer to a query that must succeed; a read model that is behind is awaited, for a minute if need be."""
+        deadline = time.monotonic() + 60
+        while (response := self.get(path, params=parameters)).status_code == 503 and time.monotonic() < deadline:
+            pass
         assert response.is_success, (path, parameters, response.status_code, response.text)
         found: dict[str, Any] = response.json()
         return found

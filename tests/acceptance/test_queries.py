@@ -351,7 +351,7 @@ def test_limits_are_kept(api: Api, path: str, highest: int) -> None:
         ("lima bruno", lambda row: row["contact_name"] == "Bruno Lima"),
         ("runo", None),
         ("zoe acao", lambda row: row["contact_name"] == CONTACTS[0]["name"]),
-        ("zoe 20260", lambda row: row["contact_name"] == CONTACTS[0]["name"] and row["protocol"].startswith("20260")),
+        ("zoe 20260", None),  # words are all of the name, or the text begins something else
         ("zoé", lambda row: row["contact_name"] == CONTACTS[0]["name"]),
         ("ZOÉ AÇÃO", lambda row: row["contact_name"] == CONTACTS[0]["name"]),
         ("  bruno  ", lambda row: row["contact_name"] == "Bruno Lima"),
