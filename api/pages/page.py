@@ -52,7 +52,12 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Vary": "Cookie, Accept-Language",
 }
-NAVIGATION: tuple[tuple[str, str, Permission], ...] = (("/", N_("Conversations"), Permission.VIEW),)
+NAVIGATION: tuple[tuple[str, str, Permission], ...] = (
+    ("/", N_("Conversations"), Permission.VIEW),
+    ("/overview", N_("Overview"), Permission.VIEW),
+    ("/history", N_("History"), Permission.READ_HISTORY),
+    ("/contacts", N_("Contacts"), Permission.VIEW_CONTACT),
+)
 """Address, name and what it takes to see it; a page below an address belongs to it."""
 
 

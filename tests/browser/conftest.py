@@ -38,6 +38,7 @@ bia = acceptance.bia
 workspace = acceptance.workspace
 open_conversation = acceptance.open_conversation
 start_service = acceptance.start_service
+a_conversation = acceptance.a_conversation
 ADMIN_TOKEN: str = acceptance.ADMIN_TOKEN
 WAIT_SECONDS = 20
 LANGUAGES = {"pt": "pt-BR", "en": "en-US"}

@@ -1,0 +1,97 @@
+// A conversation that goes on while somebody looks: what the stream tells is rendered by the server and put in place.
+
+import { serverGone } from "./site.js";
+import "./dialogs.js";
+
+const live = document.getElementById("live");
+let wanted = Number(live.dataset.version);
+let loading = false;
+let held = false;
+let source;
+
+const log = document.getElementById("messages");
+log.scrollTop = log.scrollHeight;
+
+if (new URLSearchParams(location.search).has("at_least")) history.replaceState(null, "", location.pathname);
+
+// The slider
+
+const slider = document.getElementById("version");
+slider?.addEventListener("input", () => (document.getElementById("version-shown").value = slider.value));
+slider?.addEventListener("change", () => slider.form.requestSubmit());
+slider?.form.querySelector("button").remove();
+
+// Live
+
+if (live.dataset.stream) follow();
+
+function follow() {
+  source?.close();
+  source = new EventSource(`${live.dataset.stream}?after=${live.dataset.version}`);
+  const sign = document.querySelector(".live");
+  source.addEventListener("ready", () => (sign.hidden = false));
+  for (const name of ["message", "event"]) source.addEventListener(name, (told) => load(Number(told.lastEventId)));
+  source.addEventListener("leave", () => location.reload());
+  source.addEventListener("resync", () => {
+    source.close();
+    sign.hidden = true;
+    setTimeout(again, 1000);
+  });
+  source.onerror = () => {
+    sign.hidden = true;
+    if (source.readyState === EventSource.CLOSED) serverGone();
+  };
+}
+
+/** Begin anew without losing what somebody is typing. */
+async function again() {
+  if (!live.dataset.stream) return;
+  await load(wanted);
+  follow();
+}
+
+document.addEventListener("server-back", again);
+document.addEventListener("focusout", () => held && setTimeout(() => load(wanted), 50));
+
+/** Show the conversation from `version` on; the listing may be a little behind the stream. */
+async function load(version) {
+  wanted = Math.max(wanted, version);
+  if (loading) return;
+  loading = true;
+  let pause = 100;
+  try {
+    do {
+      const answer = await fetch(location.pathname, { headers: { Fragment: "live" } });
+      if (!answer.ok || answer.redirected) return location.reload();
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("live");
+      show(fresh);
+      if (Number(fresh.dataset.version) >= wanted) break;
+      await new Promise((resolve) => setTimeout(resolve, pause));
+      pause = Math.min(pause * 2, 3000);
+    } while (true);
+  } catch {
+    serverGone();
+  } finally {
+    loading = false;
+  }
+}
+
+/** Put what has changed in place, but nothing that somebody is about to use. */
+function show(fresh) {
+  held = false;
+  const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  for (const part of fresh.querySelectorAll("[data-live]")) {
+    const old = document.getElementById(part.id);
+    if (!old || old.innerHTML === part.innerHTML) continue;
+    if (old.querySelector(":focus")) held = true;
+    else old.replaceChildren(...[...part.childNodes].map((each) => document.importNode(each, true)));
+  }
+  if (slider && fresh.dataset.version !== slider.max) {
+    const last = slider.value === slider.max;
+    slider.max = fresh.dataset.version;
+    if (last) slider.value = slider.max;
+    document.getElementById("version-shown").value = slider.value;
+  }
+  live.dataset.version = fresh.dataset.version;
+  if (atEnd) log.scrollTop = log.scrollHeight;
+}
