@@ -15,7 +15,7 @@ from api.pages.asking import RefusedError
 from api.pages.bulk import actions
 from api.pages.columns import CHANNEL_NAMES, COLUMNS, PRIORITY_NAMES, SORTS, STATUS_NAMES, SURFACE_NAMES
 from api.pages.directory_names import names
-from api.pages.listing_state import BAR, HAS_AS_OF, LISTS, MISTAKES, MOMENTS, PERIODS, State, mistakes_of, state_of
+from api.pages.listing_state import BAR, LISTS, MISTAKES, MOMENTS, PERIODS, State, mistakes_of, state_of
 from api.pages.page import Here, Page, link, page_router
 from api.pages.texts import N_
 from domain.events import Status
@@ -24,7 +24,6 @@ from projections.listing_query import Sort
 
 router = page_router()
 _EMPTY: dict[str, Any] = {"items": [], "next": None}
-_COUNTS_NAMES = tuple(name for name in BAR if name != "as_of" or HAS_AS_OF)
 PERIOD_NAMES = {"opened": N_("Opened"), "last_activity": N_("Last activity"), "finalized": N_("Finalized")}
 END_NAMES = {"from": N_("from"), "until": N_("until")}
 FILTER_NAMES = {
@@ -74,11 +73,10 @@ async def listing(page: Here) -> Response:
         periods=PERIOD_NAMES,
         ends=END_NAMES,
         bar=BAR,
-        moments=MOMENTS,
+        ends_of_periods=[name for name in MOMENTS if name != "as_of"],
         actions=actions(page),
         stream=None if state["as_of"] else link("/v1/conversations/stream", state.query(_STREAMED)),
         exports=_exports(page, state),
-        has_as_of=HAS_AS_OF,
     )
 
 
@@ -95,7 +93,7 @@ async def _found(page: Page, state: State) -> tuple[dict[str, Any], dict[str, An
     try:
         found, counts = await asyncio.gather(
             page.get("/v1/conversations", state.query()),
-            page.get("/v1/conversations/counts", state.query(_COUNTS_NAMES)),
+            page.get("/v1/conversations/counts", state.query(BAR)),
         )
     except RefusedError as refused:
         if mistakes := mistakes_of(refused.problem):
@@ -162,7 +160,7 @@ def _exports(page: Page, state: State) -> dict[str, str]:
     """Addresses of the whole result as a file."""
     if not page.may(Permission.EXPORT):
         return {}
-    wanted = state.query((*_COUNTS_NAMES, "sort", "order"))
+    wanted = state.query((*BAR, "sort", "order"))
     return {name: link("/v1/conversations/export", [*wanted, ("format", name)]) for name in ("csv", "ndjson")}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.datastructures import FormData, QueryParams
 
-from api.listing import BarParameters, ListingParameters, filter_of
+from api.listing import BarParameters, filter_of
 from api.pages.columns import COLUMNS, DEFAULT_COLUMNS
 from api.pages.formats import Formats
 from api.pages.page import link
@@ -25,7 +25,6 @@ MOMENTS = (*(f"{period}_{end}" for period in PERIODS for end in ("from", "until"
 SINGLES = ("q", *MOMENTS, "filter", "sort", "order", "limit", "cursor")
 BAR = (*LISTS, "q", *MOMENTS, "filter")
 """What chooses conversations; the rest is how they are shown."""
-HAS_AS_OF = "as_of" in ListingParameters.model_fields
 
 MISTAKES: Mapping[str, str] = {
     "q": N_("At most 500 characters, and none that cannot be seen."),
@@ -41,6 +40,7 @@ MISTAKES: Mapping[str, str] = {
     "cursor": "",
     "limit": N_("From 1 to 500 rows on a page."),
     **dict.fromkeys(MOMENTS, N_("A date and a time, please.")),
+    "as_of": N_("A moment that is past, please."),
 }
 """What is said beside a field that the API does not take, or that cannot be read."""
 
@@ -123,8 +123,6 @@ def state_of(given: QueryParams | FormData, formats: Formats) -> State:
     for name in MOMENTS:
         if (at := formats.typed(singles[name])) is not None:
             singles[name] = at.isoformat()
-    if not HAS_AS_OF:
-        singles["as_of"] = ""
     columns = tuple(dict.fromkeys(str(name) for name in given.getlist("columns") if name in COLUMNS))
     return State(lists, singles, () if columns == DEFAULT_COLUMNS else columns)
 

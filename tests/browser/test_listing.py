@@ -147,6 +147,24 @@ def test_who_may_not_see_a_conversation_is_not_shown_it_when_it_changes(
     expect(row(page, hers)).to_have_count(0)
 
 
+def test_the_listing_is_shown_as_it_stood_at_a_past_moment(visit: Any, api: Any, opened: Any, channel: str) -> None:
+    id_ = opened()
+    then = api.items(f"/v1/conversations/{id_}/history")[-1]["recorded_at"]
+    done = api.ok("POST", f"/v1/conversations/{id_}/finalize", {"surface": "listing"})
+    api.read("/v1/conversations", at_least=done["position"])
+    guest = visit("pt", ADMIN_TOKEN)
+    page = guest.go(f"/?channel={channel}&as_of={quote(then)}")
+    expect(row(page, id_).locator(".status")).to_have_text("Pendente")
+    expect(page.locator("#tab-pending .tally")).to_have_text("1")
+    expect(page.locator("#bulk")).to_have_count(0)
+    guest.check()
+    page.get_by_role("link", name="Voltar para agora").click()
+    expect(row(page, id_).locator(".status")).to_have_text("Finalizada")
+    page.locator("#menu-as-of summary").click()
+    page.locator("#bar-as_of").fill("2999-01-01T00:00")
+    expect(page.locator("#mistake-as_of")).to_be_visible()
+
+
 HOSTILE = ("<script>alert(1)</script>", "\u202etrevni", "👩‍👩‍👧‍👦" * 10, "x" * 200, "'\"><img src=x onerror=alert(1)>")
 
 
