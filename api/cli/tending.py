@@ -14,6 +14,8 @@ from uuid import UUID
 import typer
 from rich.table import Column, Table
 
+from adapters.checking import check as check_read_model
+from adapters.checking import gaps
 from adapters.command_handler import CommandHandler
 from adapters.contact_keys import ContactKeys
 from adapters.event_log import EventLog
@@ -78,6 +80,9 @@ def replay(
     as_of: Annotated[
         datetime | None, typer.Option(help="stop before what was recorded after this moment (UTC)")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="compare log and live read models instead; ends with 1 where they differ")
+    ] = False,
     workspace: Workspace = "demo",
 ) -> None:
     """Fold one conversation of a workspace, or the whole log with all workspaces, up to a moment, and print the state.
@@ -90,6 +95,11 @@ def replay(
         closing(contact_keys_of(chosen, url)) as keys,
         EventLog(url, application="conversas-replay", keys=keys) as log,
     ):
+        if check:
+            if conversation or version or position or as_of:
+                raise SystemExit("--check goes alone: it compares the whole log with what the read models hold.")
+            _check(url, log)
+            return
         if conversation is not None:
             key = (demo.workspace_id(workspace), conversation)
             events = history_of(log, key, version=version, position=position, as_of=_in_utc(as_of))
@@ -102,6 +112,21 @@ def replay(
         with progress_bar("replaying") as update:
             summary = summarize(log, update, position=position, as_of=_in_utc(as_of))
         _show(summary)
+
+
+def _check(url: str, log: EventLog) -> None:
+    """Fold each read model anew beside the live one, and tell where they differ."""
+    found = list(gaps(log))
+    for model in () if found else READ_MODELS:  # what is not whole folds to nothing
+        with progress_bar(f"checking {model.name}") as update:
+            checked = check_read_model(url, log, model, update)
+        found += checked.differences
+        verdict = "DIFFERS" if checked.differences else f"the same, {checked.rows:,} rows"
+        out.print(f"{model.name}: {verdict}, at position {checked.position}.")
+    for difference in found:
+        out.print(f"{difference.place} {difference.what}", markup=False, highlight=False)
+    if found:
+        raise typer.Exit(1)
 
 
 def _why_nothing(first: list[RecordedEvent], workspace: str) -> str:
