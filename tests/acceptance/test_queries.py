@@ -311,9 +311,9 @@ def test_messages_and_history_come_in_pages_too(an_opened_conversation: Conversa
     for number in range(7):
         conversation.do("notes", {"text": str(number)})
     for limit in (1, 3, 7, 8, 500):
-        messages = api.items(f"{conversation.path}/messages", limit=limit)
-        assert [message["text"] for message in messages] == [str(number) for number in range(7)]
         position = conversation.answer["position"]
+        messages = api.items(f"{conversation.path}/messages", limit=limit, at_least=position)
+        assert [message["text"] for message in messages] == [str(number) for number in range(7)]
         history = api.items(f"{conversation.path}/history", limit=limit, at_least=position)
         assert [entry["version"] for entry in history] == list(range(1, 9))
 
