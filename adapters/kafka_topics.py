@@ -8,11 +8,12 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from time import monotonic, sleep
 from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import TopicAlreadyExistsError
+from kafka.errors import KafkaTimeoutError, TopicAlreadyExistsError
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +105,8 @@ def ensure_topics(settings: TopicSettings) -> Topics:
             log.info("making the topic %s", topic)
             with contextlib.suppress(TopicAlreadyExistsError):
                 admin.create_topics({topic: wanted[topic]})
-        admin.wait_for_topics(list(wanted), timeout_ms=int(settings.request_timeout_seconds * 1_000))
-        described = {topic["name"]: topic for topic in admin.describe_topics(list(wanted))}
+        described, configs = _shapes(admin, list(wanted), settings.request_timeout_seconds)
         cluster_id = str(admin.describe_cluster()["cluster_id"])
-        configs = _configs(admin, list(wanted))
     for topic, options in wanted.items():
         _require_partitions(topic, len(described[topic]["partitions"]), options["num_partitions"])
         _require_policy(topic, configs[topic], options["configs"])
@@ -142,6 +141,27 @@ def _admin(settings: TopicSettings) -> Iterator[Any]:
         yield admin
     finally:
         admin.close()
+
+
+def _shapes(
+    admin: Any, topics: list[str], seconds: float
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
+    """The partitions and the settings of ``topics``, by name.
+
+    Whichever broker is asked may not have heard yet of a topic that was just made: it is asked again, as it would seem
+    to have neither.
+    """
+    deadline = monotonic() + seconds
+    while True:
+        admin.wait_for_topics(topics, timeout_ms=int(seconds * 1_000))
+        described = {topic["name"]: topic for topic in admin.describe_topics(topics)}
+        configs = _configs(admin, topics)
+        if all(described[topic]["partitions"] and configs[topic] for topic in topics):
+            return described, configs
+        if monotonic() > deadline:
+            message = f"not all brokers know {', '.join(topics)}"
+            raise KafkaTimeoutError(message)
+        sleep(RETRY_BACKOFF_MS / 1_000)
 
 
 def _configs(admin: Any, topics: list[str]) -> dict[str, dict[str, str]]:

@@ -6,11 +6,14 @@ import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from feed import admin
+from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
+from adapters import kafka_topics
 from adapters.kafka_topics import StartRefusedError, TopicSettings, ensure_topics, make_topics
 
 pytestmark = pytest.mark.kafka
@@ -105,3 +108,29 @@ def test_a_policy_that_would_lose_what_is_in_a_topic_is_refused(settings: TopicS
         client.alter_configs([changed])
     with pytest.raises(StartRefusedError, match=r"cleanup.policy=compact, which would lose"):
         ensure_topics(settings)
+
+
+def test_a_broker_that_has_not_heard_of_a_new_topic_yet_is_asked_again(
+    settings: TopicSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, describe, find = KafkaAdminClient.wait_for_topics, KafkaAdminClient.describe_topics, kafka_topics._configs
+    late = []
+
+    def waiting(client: KafkaAdminClient, *arguments: Any, **options: Any) -> None:
+        wait(client, *arguments, **options)
+        late.append("partitions" if not late else "settings" if len(late) == 1 else "nothing")
+
+    def without_partitions(client: KafkaAdminClient, topics: list[str]) -> list[dict[str, Any]]:
+        is_late = late == ["partitions"] and not asked
+        asked.extend(late)
+        return [each | {"partitions": []} for each in describe(client, topics)] if is_late else describe(client, topics)
+
+    def without_settings(client: KafkaAdminClient, topics: list[str]) -> dict[str, dict[str, str]]:
+        return find(client, topics) | ({topics[-1]: {}} if late[-1] == "settings" else {})
+
+    asked: list[str] = []
+    monkeypatch.setattr(KafkaAdminClient, "wait_for_topics", waiting)
+    monkeypatch.setattr(KafkaAdminClient, "describe_topics", without_partitions)
+    monkeypatch.setattr(kafka_topics, "_configs", without_settings)
+    assert len(ensure_topics(settings).made) == 3
+    assert late == ["partitions", "settings", "nothing"]
