@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -33,6 +34,9 @@ DEFAULT_CACHE = Path(".data/kafka/libs")
 MAVEN_TIMEOUT_SECONDS = 600
 TAIL_CHARACTERS = 2_000
 REASONS = tuple(re.compile(pattern, re.MULTILINE) for pattern in (r"^.*\b(?:ERROR|FATAL)\b.*$", r"^Caused by: .*$"))
+
+QUICK_START = ("-XX:TieredStopAtLevel=1",)
+"""Half the CPU time until it answers; a broker whose speed is measured goes without."""
 
 # Runs between the parent and the broker: asks the kernel (Linux) for SIGKILL when the parent dies, then becomes the
 # broker. A preexec_fn would do the same but is not safe in a process with threads.
@@ -140,13 +144,16 @@ class KafkaBroker:
         port: int | None = None,
         cache: Path = DEFAULT_CACHE,
         heap_megabytes: int = 512,
+        java_options: Sequence[str] = QUICK_START,
     ) -> None:
         self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="conversas-kafka-")
         self._directory = Path(self._temporary.name) if self._temporary else Path(directory or "").absolute()
         self._cache = cache
         self._heap_megabytes = heap_megabytes
+        self._java_options = tuple(java_options)
         free, self._controller_port = _free_ports(2)
         self._port = port or free
+        self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
         self._log_start = 0
@@ -195,16 +202,9 @@ class KafkaBroker:
             return
         lock = self._take_directory()
         self._require_port()
-        java = self._java_command()
-        data = self._directory / "data"
-        configuration = self._directory / "server.properties"
-        configuration.write_text(
-            self._properties(port=self._port, controller_port=self._controller_port, data=data), encoding="utf-8"
-        )
+        java, configuration = self.prepare()
         with self.log_path.open("ab") as output:
             self._log_start = output.tell()
-            if not (data / "meta.properties").exists():
-                self._format(java, configuration, output)
             self._process = subprocess.Popen(  # noqa: S603  # our own arguments, no shell
                 [
                     *(sys.executable, "-I", "-S", "-c", DIES_WITH_PARENT, str(os.getpid())),
@@ -216,6 +216,18 @@ class KafkaBroker:
                 start_new_session=True,  # Ctrl-C is for us; the broker is stopped in order
                 pass_fds=[lock.fileno()],  # a broker that the kernel does not kill with us keeps the directory
             )
+
+    def prepare(self) -> tuple[list[str], Path]:
+        """Write its configuration and, the first time, format its storage; how to run Java, and the configuration."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        java, data = self._java_command(), self._directory / "data"
+        configuration = self._directory / "server.properties"
+        configuration.write_text(
+            self._properties(port=self._port, controller_port=self._controller_port, data=data), encoding="utf-8"
+        )
+        if not (data / "meta.properties").exists():
+            self._format(java, configuration)
+        return java, configuration
 
     def wait_until_ready(self, timeout_seconds: float = 60) -> None:
         """Return when the broker answers; raises `KafkaUnavailableError` with what its log says if it does not."""
@@ -298,14 +310,15 @@ class KafkaBroker:
         jars = fetch_jars(self._cache)
         # The serial collector and few JIT threads: it shares a small machine with what is tested.
         return [
-            *(java, "-cp", f"{jars}/*", "-XX:+UseSerialGC", "-Xshare:auto"),
+            *(java, "-cp", f"{jars}/*", "-XX:+UseSerialGC", "-Xshare:auto", *self._java_options),
             *("-Dorg.apache.logging.log4j.level=WARN", "-Djava.net.preferIPv4Stack=true", "-Xms64m"),
         ]
 
-    def _format(self, java: list[str], configuration: Path, output: IO[bytes]) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")
-        command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)]
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=60, check=False)  # noqa: S603  # ours
+    def _format(self, java: list[str], configuration: Path) -> None:
+        command = [*java, "kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(configuration)]
+        with self.log_path.open("ab") as output:
+            self._log_start = output.tell()
+            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=60, check=False)  # noqa: S603  # ours
         if done.returncode != 0:
             message = f"Formatting the storage of Apache Kafka failed: {self._why()}"
             raise KafkaUnavailableError(message)
