@@ -8,9 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from time import monotonic, sleep, time
 from uuid import UUID, uuid4
 
@@ -22,7 +25,7 @@ from adapters.event_log import EventLog
 from adapters.importers import import_file
 from adapters.kafka_broker import KafkaBroker, KafkaUnavailableError
 from adapters.kafka_position import PublisherSettings
-from adapters.kafka_publisher import Publisher
+from adapters.kafka_publisher import LINGER_MS, TRANSACTION_BACKOFF_MS, Publisher
 from adapters.kafka_topics import ensure_topics
 from benchmarks import publishing
 from benchmarks.measuring import Bench, goal, table
@@ -46,9 +49,9 @@ def run(bench: Bench) -> None:
     """Measure and print the tables, or say what to install."""
     publishing.run(bench)
     try:
-        with KafkaBroker(cache=CACHE) as broker:
+        with KafkaBroker(cache=CACHE, java_options=()) as broker:
             _latencies(bench, broker.bootstrap_servers)
-        with KafkaBroker(cache=CACHE) as broker:
+        with KafkaBroker(cache=CACHE, java_options=()) as broker:
             _catch_up(bench, broker.bootstrap_servers)
     except KafkaUnavailableError as error:
         print(f"\nThe feed is not measured: {error}")
@@ -70,40 +73,61 @@ class Delays:
 
 
 def _latencies(bench: Bench, bootstrap_servers: str) -> None:
+    """Each alone: on two cores they would measure how they wait for one another."""
     seconds = 3 if bench.is_quick else 20
     lines = []
+    _bare_in_transactions(_topics(bootstrap_servers, "warming up"), RATES[-1], seconds)
     for rate in RATES:
-        conninfo = bench.database(read_models=True)
-        settings = PublisherSettings(bootstrap_servers, topic_prefix=f"latency-{rate}", replication_factor=1)
-        ensure_topics(settings)
-        listing, feed = _at_work(conninfo, settings, rate, seconds)
+        settings = _topics(bootstrap_servers, f"at {rate}")
+        listing = _to_listing(bench.database(read_models=True), settings, rate, seconds)
+        feed = _to_consumer(bench.database(read_models=True), settings, rate, seconds)
+        transactional = _bare_in_transactions(settings, rate, seconds)
         bare = _bare(settings, rate, seconds)
-        for name, delays in (("commit → listing", listing), ("commit → consumer", feed), ("produce → consumer", bare)):
+        for name, delays in (
+            ("commit → listing", listing),
+            ("commit → consumer", feed),
+            ("produce → consumer, in transactions", transactional),
+            ("produce → consumer", bare),
+        ):
             lines.append((f"{name}, {rate:,}/s", len(delays.milliseconds), delays.at(0.5), delays.at(0.99)))
         goal(f"bare p50 / p50 of commit → consumer at {rate:,}/s", bare.at(0.5) / feed.at(0.5), 0.5)
+        print(f"- for the record: bare p50 / p50 in transactions: {bare.at(0.5) / transactional.at(0.5):.2f}")
     table("Latency", ("", "measured", "p50, ms", "p99, ms"), lines)
 
 
-def _at_work(conninfo: str, settings: PublisherSettings, rate: int, seconds: float) -> tuple[Delays, Delays]:
-    """Commands at ``rate``; how long each event took to the listing, and to a ``read_committed`` consumer."""
-    listing, feed, stop = Delays(), Delays(), threading.Event()
-    with closing(CommandHandler(conninfo, keys(conninfo))) as handler, ExitStack() as running:
+def _topics(bootstrap_servers: str, what: str) -> PublisherSettings:
+    settings = PublisherSettings(
+        bootstrap_servers, topic_prefix=f"latency-{what.replace(' ', '-')}", replication_factor=1
+    )
+    ensure_topics(settings)
+    return settings
+
+
+def _to_listing(conninfo: str, settings: PublisherSettings, rate: int, seconds: float) -> Delays:
+    """Commands at ``rate``; how long each event took to the listing."""
+    delays, stop = Delays(), threading.Event()
+    with closing(CommandHandler(conninfo, keys(conninfo))) as handler, _service("project", conninfo, settings):
         conversations = _conversations(handler)
-        for name in ("project", "publish"):
-            running.enter_context(_service(name, conninfo, settings))
         head = _head(conninfo)
-        consumer = running.enter_context(_consuming(settings, "read_committed"))
-        _wait_for(consumer, head)
-        watching = threading.Thread(target=_watch_listing, args=(conninfo, head, listing, stop))
-        reading = threading.Thread(target=_read_feed, args=(consumer, head, feed, stop))
-        for thread in (watching, reading):
-            thread.start()
+        while _listed(conninfo) < head:
+            sleep(0.1)
+        watching = threading.Thread(target=_watch_listing, args=(conninfo, head, delays, stop))
+        watching.start()
         _at_rate(rate, seconds, lambda number: _write(handler, conversations, number))
         sleep(2)
         stop.set()
-        for thread in (watching, reading):
-            thread.join()
-    return listing, feed
+        watching.join()
+    return delays
+
+
+def _to_consumer(conninfo: str, settings: PublisherSettings, rate: int, seconds: float) -> Delays:
+    """Commands at ``rate``; how long each event took to a ``read_committed`` consumer."""
+    with closing(CommandHandler(conninfo, keys(conninfo))) as handler, _service("publish", conninfo, settings):
+        conversations = _conversations(handler)
+        with _consumer(settings, "read_committed", settings.events_topic, after=_head(conninfo)) as delays:
+            _at_rate(rate, seconds, lambda number: _write(handler, conversations, number))
+            sleep(2)
+    return delays
 
 
 def _do(handler: CommandHandler, commands: list[tuple[UUID, Command]]) -> None:
@@ -131,7 +155,7 @@ def _write(handler: CommandHandler, conversations: list[UUID], number: int) -> N
     _do(handler, [(conversations[each % CONVERSATIONS], received()) for each in range(number)])
 
 
-def _at_rate(rate: int, seconds: float, do: Callable[[int], None]) -> None:
+def _at_rate(rate: int, seconds: float, do: Callable[[int], object]) -> None:
     """What is due is done, tick by tick; what could not be done in time is made up for."""
     started, done = monotonic(), 0
     while (passed := monotonic() - started) < seconds:
@@ -159,8 +183,22 @@ def _service(name: str, conninfo: str, settings: PublisherSettings) -> Iterator[
 
 
 @contextmanager
-def _consuming(settings: PublisherSettings, isolation_level: str, topic: str = "") -> Iterator[KafkaConsumer]:
-    topic = topic or settings.events_topic
+def _consumer(settings: PublisherSettings, isolation_level: str, topic: str, *, after: int = 0) -> Iterator[Delays]:
+    """A consumer in a process of its own, which has seen position ``after`` when the block begins; then its delays."""
+    delays, context = Delays(), get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_consume, args=(settings, isolation_level, topic, after, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    ours.recv()
+    yield delays
+    ours.send(None)
+    delays.milliseconds = ours.recv()
+    process.join()
+
+
+def _consume(settings: PublisherSettings, isolation_level: str, topic: str, after: int, told: Connection) -> None:
+    delays: list[float] = []
     consumer = KafkaConsumer(
         bootstrap_servers=settings.bootstrap_servers, isolation_level=isolation_level, enable_auto_commit=False
     )
@@ -168,15 +206,23 @@ def _consuming(settings: PublisherSettings, isolation_level: str, topic: str = "
         partitions = [TopicPartition(topic, number) for number in range(settings.partitions)]
         consumer.assign(partitions)
         consumer.seek_to_beginning(*partitions)
-        yield consumer
-
-
-def _wait_for(consumer: KafkaConsumer, position: int) -> None:
-    """Return once the publisher has published all up to ``position``."""
-    while True:
-        for records in consumer.poll(timeout_ms=1_000).values():
-            if any(int(dict(record.headers)["ce_position"]) >= position for record in records):
-                return
+        reached = 0
+        while reached < after:
+            for records in consumer.poll(timeout_ms=1_000).values():
+                reached = max(reached, *(int(dict(record.headers)["ce_position"]) for record in records))
+        for partition in partitions:
+            consumer.position(partition)  # found out now
+        told.send(None)
+        while not told.poll():
+            polled = consumer.poll(timeout_ms=50)
+            now = time()
+            for records in polled.values():
+                for record in records:
+                    headers = dict(record.headers)
+                    if int(headers["ce_position"]) > after:
+                        recorded_at = datetime.fromisoformat(headers["ce_time"].decode()).timestamp()
+                        delays.append((now - recorded_at) * 1_000)
+    told.send(delays)
 
 
 def _head(conninfo: str) -> int:
@@ -184,16 +230,10 @@ def _head(conninfo: str) -> int:
         return log.head()
 
 
-def _read_feed(consumer: KafkaConsumer, after: int, delays: Delays, stop: threading.Event) -> None:
-    while not stop.is_set():
-        polled = consumer.poll(timeout_ms=50)
-        now = time()
-        for records in polled.values():
-            for record in records:
-                headers = dict(record.headers)
-                if int(headers["ce_position"]) > after:
-                    recorded_at = datetime.fromisoformat(headers["ce_time"].decode()).timestamp()
-                    delays.milliseconds.append((now - recorded_at) * 1_000)
+def _listed(conninfo: str) -> int:
+    with psycopg.connect(conninfo) as connection:
+        row = connection.execute("select position from projection_positions where name = 'listing'").fetchone()
+    return row[0] if row else 0
 
 
 def _watch_listing(conninfo: str, after: int, delays: Delays, stop: threading.Event) -> None:
@@ -211,36 +251,67 @@ def _watch_listing(conninfo: str, after: int, delays: Delays, stop: threading.Ev
             delays.milliseconds += [(now - each).total_seconds() * 1_000 for each in recorded]
 
 
+def _record(number: int) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
+    """Value, key and headers, about as large as an event's."""
+    headers = [("ce_time", datetime.now(UTC).isoformat().encode()), ("ce_position", b"1"), ("more", b"x" * 400)]
+    return b"x" * 200, str(number % CONVERSATIONS).encode(), headers
+
+
 def _bare(settings: PublisherSettings, rate: int, seconds: float) -> Delays:
     """The same client and broker: produced and consumed, nothing else."""
-    delays, stop = Delays(), threading.Event()
     topic = settings.latest_topic.replace("latest", "bare")
     publishing.make_topic(settings, topic)
-
-    def read(consumer: KafkaConsumer) -> None:
-        while not stop.is_set():
-            polled = consumer.poll(timeout_ms=50)
-            now = time()
-            delays.milliseconds.extend((now - float(r.value[:20])) * 1_000 for rs in polled.values() for r in rs)
-
     with (
         closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers, acks="all")) as producer,
-        _consuming(settings, "read_uncommitted", topic) as consumer,
+        _consumer(settings, "read_uncommitted", topic) as delays,
     ):
         producer.partitions_for(topic)
-        reading = threading.Thread(target=read, args=(consumer,))
-        reading.start()
 
         def produce(number: int) -> None:
             for each in range(number):
-                value = f"{time():<20}".encode() + b"x" * 200
-                producer.send(topic, value, str(each % CONVERSATIONS).encode())
+                producer.send(topic, *_record(each))
 
         _at_rate(rate, seconds, produce)
         producer.flush()
         sleep(1)
-        stop.set()
-        reading.join()
+    return delays
+
+
+def _bare_in_transactions(settings: PublisherSettings, rate: int, seconds: float) -> Delays:
+    """The same in transactions as the publisher's: one after another, each with what has come meanwhile."""
+    topic = settings.latest_topic.replace("latest", "bare-in-transactions")
+    publishing.make_topic(settings, topic)
+    come: SimpleQueue[tuple[bytes, bytes, list[tuple[str, bytes]]] | None] = SimpleQueue()
+
+    def send() -> None:
+        is_over = False
+        while not is_over:
+            batch = [come.get()]
+            while not come.empty():
+                batch.append(come.get())
+            producer.begin_transaction()
+            for record in batch:
+                is_over |= record is None
+                if record is not None:
+                    producer.send(topic, *record)
+            producer.flush()
+            producer.commit_transaction()
+
+    client = settings.client | {"retry_backoff_ms": TRANSACTION_BACKOFF_MS}
+    with (
+        closing(
+            KafkaProducer(transactional_id=topic, linger_ms=LINGER_MS, metrics_enabled=False, **client)
+        ) as producer,
+        _consumer(settings, "read_committed", topic) as delays,
+    ):
+        producer.init_transactions()
+        producer.partitions_for(topic)
+        sending = threading.Thread(target=send)
+        sending.start()
+        _at_rate(rate, seconds, lambda number: [come.put(_record(each)) for each in range(number)])
+        come.put(None)
+        sending.join()
+        sleep(1)
     return delays
 
 

@@ -180,7 +180,7 @@ if find_spec("confluent_kafka"):
 def run(bench: Bench) -> None:
     """Measure and print the table, or say what to install."""
     try:
-        with KafkaBroker(cache=CACHE) as broker:
+        with KafkaBroker(cache=CACHE, java_options=()) as broker:
             samples = _measure(bench, broker.bootstrap_servers)
     except KafkaUnavailableError as error:
         print(f"\nPublisher: skipped. {error}")
