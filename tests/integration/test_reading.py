@@ -70,7 +70,7 @@ def test_what_is_said_after_it_left_the_scope_is_not_read_although_the_listing_l
 
 def test_canary_read_to_the_end_of_the_log_it_is(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     let_it_leave(served)
-    monkeypatch.setattr(listing, "_until", lambda *_: 2**62)
+    monkeypatch.setattr(listing, "readable_until", lambda *_: 2**62)
     assert read(served) == ["before", "after"]
 
 
