@@ -57,6 +57,7 @@ async def contact(page: Here, id: UUID, cursor: Cursor = None, at_least: AtLeast
         following=link(page.request.url.path, {"cursor": timeline["next"]}) if timeline["next"] else None,
         labels={each["key"]: each["label"] for each in defined},
         may_edit=page.may(Permission.EDIT_CONTACT) and not row["erased"],
+        may_erase=page.may(Permission.ERASE_CONTACT) and not row["erased"],
         **WORDS,
     )
 
@@ -65,6 +66,28 @@ async def _definitions(page: Page) -> list[dict[str, Any]]:
     """The attributes of contacts that have a type."""
     found = await page.get("/v1/attributes")
     return [each for each in found["items"] if each["target"] == "contact"]
+
+
+@router.get("/contacts/{id:uuid}/erase")
+async def erase_form(page: Here, id: UUID) -> Response:
+    """Say what erasing means, and ask whether it is meant."""
+    row = await page.get(f"/v1/contacts/{id}")
+    return page.render("contact_erase.html", id=id, row=row, mistakes={})
+
+
+@router.post("/contacts/{id:uuid}/erase")
+async def erase(page: Here, id: UUID) -> Response:
+    """Forget the contact for good, once somebody said that they mean it."""
+    if typed(page, "sure")["sure"] != "yes":
+        row = await page.get(f"/v1/contacts/{id}")
+        mistakes = {"sure": page.text("Confirm that you mean it; nothing was erased.")}
+        return page.render("contact_erase.html", 422, id=id, row=row, mistakes=mistakes)
+    try:
+        done = await page.send("POST", f"/v1/contacts/{id}/erase")
+    except RefusedError as error:
+        row = await page.get(f"/v1/contacts/{id}")
+        return page.render("contact_erase.html", 422, id=id, row=row, mistakes=mistakes_of(page, error, {}))
+    return page.go_to(link(f"/contacts/{id}", {"at_least": done["position"]}))
 
 
 @router.get("/contacts/{id:uuid}/edit")

@@ -32,7 +32,7 @@ MOST_LABELS, FEWER_LABELS = 8, 5
 _LINES = 8
 """Lines that a chart tells apart, at most; the rest are one."""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_COLORS = ("#2f6fdb", "#d9822b", "#2e9e6b", "#8a5cd1", "#c9493f", "#4aa6b5", "#a8891f", "#d16fa6", "#7d8794")
+COLORS = ("#2f6fdb", "#d9822b", "#2e9e6b", "#8a5cd1", "#c9493f", "#4aa6b5", "#a8891f", "#d16fa6", "#7d8794")
 """In the order of the lines; `conversation.css` has the same for their legend."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -141,7 +141,7 @@ def _style(*, dark: bool) -> Style:
         foreground_subtle=line,
         guide_stroke_color=line,
         major_guide_stroke_color=line,
-        colors=_COLORS,
+        colors=COLORS,
         opacity=".92",
         font_family="system-ui, sans-serif",
         label_font_size=11,

@@ -39,6 +39,7 @@ workspace = acceptance.workspace
 open_conversation = acceptance.open_conversation
 start_service = acceptance.start_service
 a_conversation = acceptance.a_conversation
+open_conversation = acceptance.open_conversation
 ADMIN_TOKEN: str = acceptance.ADMIN_TOKEN
 WAIT_SECONDS = 20
 LANGUAGES = {"pt": "pt-BR", "en": "en-US"}

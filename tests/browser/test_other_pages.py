@@ -33,7 +33,7 @@ def test_a_conversation_is_watched_live_with_its_history_beside_it(
     expect(page.locator(".live")).to_contain_text(said["live"])
     guest.check()
     page.locator("#label").fill("half-typed")
-    conversation.do("messages", {"direction": "received", "text": HOSTILE})
+    conversation.do("messages", {"direction": "sent", "text": HOSTILE})
     expect(page.locator("#messages .text").last).to_have_text(HOSTILE)
     conversation.do("finalize", {"surface": "listing", "outcome": "resolvida"})
     expect(page.locator("#head .status")).to_have_class("status finalized")
@@ -222,3 +222,27 @@ def test_an_auditor_searches_the_history_and_sees_its_checkpoint(
     assert json.loads(line)["stream_id"] == conversation.id
     rows.get_by_role("link").first.click()
     expect(page.locator("#head .status")).to_have_class("status finalized")
+
+
+def test_a_contact_is_erased_by_who_was_told_what_it_means(
+    visit: Any, api: Any, open_conversation: Any, bia: Any
+) -> None:
+    contact = api.ok("POST", "/v1/contacts", {"name": "Olga Esquecida"})
+    conversation = open_conversation(contact_id=contact["id"], subject="assunto de Olga")
+    conversation.view()
+    page = visit("pt", token_of(bia)).go(f"/contacts/{contact['id']}")
+    expect(page.locator("h1")).to_have_text("Olga Esquecida")
+    expect(page.get_by_role("link", name="Apagar")).to_have_count(0)
+    guest = visit("pt", ADMIN_TOKEN)
+    page = guest.go(f"/contacts/{contact['id']}")
+    page.get_by_role("link", name="Apagar").click()
+    guest.check()
+    page.get_by_role("button", name="Apagar para sempre").click()
+    expect(page.locator("#sure-mistake")).to_contain_text("nada foi apagado")
+    page.get_by_role("checkbox").check()
+    page.get_by_role("button", name="Apagar para sempre").click()
+    expect(page.locator("h1")).to_have_text("Contato apagado")
+    guest.check()
+    guest.go(f"/conversations/{conversation.id}")
+    expect(page.locator("main")).to_contain_text("Contato não exibido")
+    assert "Olga" not in page.content()

@@ -2,10 +2,14 @@
 
 from collections.abc import Collection
 from enum import EnumMeta
+from pathlib import Path
 
 import pytest
 
-from api.pages import columns, words
+from api.history import HistoryFilter
+from api.pages import columns, statics, words
+from api.pages.history import FIELDS
+from api.pages.overview import COLORS
 from domain.events import EVENTS, FinalizationCause, MessageKind, Presence, Priority, Status, Surface
 
 
@@ -24,3 +28,13 @@ from domain.events import EVENTS, FinalizationCause, MessageKind, Presence, Prio
 )
 def test_every_code_has_a_name(codes: EnumMeta | Collection[str], names: dict[str, str]) -> None:
     assert set(codes) == set(names)
+
+
+def test_the_history_is_searched_by_all_that_the_api_searches_by() -> None:
+    assert set(FIELDS) == set(HistoryFilter.model_fields) - {"lang", "tz", "at_least"}
+
+
+def test_the_legend_of_a_chart_has_the_colours_of_its_lines() -> None:
+    sheet = (Path(statics.__file__).parent / "static" / "conversation.css").read_text()
+    for number, color in enumerate(COLORS):
+        assert f".line-{number}::before {{ background: {color}; }}" in sheet
