@@ -116,11 +116,14 @@ def visit(chromium: Browser, service: Any) -> Iterator[Visiting]:
     def come(language: str = "pt", token: str | None = None, *, url: str = service.url, **options: Any) -> Visit:
         options = {"viewport": {"width": 1280, "height": 800}, "timezone_id": "America/Sao_Paulo"} | options
         visits.append(Visit(chromium.new_context(locale=LANGUAGES[language], **options), url))
+        zone = {"name": "conversas-zone", "value": options["timezone_id"], "url": url}
+        visits[-1].context.add_cookies([zone])  # as the form to sign in does
         if token is not None:
             visits[-1].sign_in(token)
         return visits[-1]
 
     yield come
     for each in visits:
+        print("was at", each.page.url)  # noqa: T201  # shown where a test failed
         each.context.close()
     assert [complaint for each in visits for complaint in each.complaints] == []

@@ -118,6 +118,7 @@ def test_what_another_client_does_shows_up_in_its_place_without_moving_what_one_
     first, second = opened(subject="Primeira"), opened(subject="Segunda")
     page = visit("pt", ADMIN_TOKEN).go(f"/?channel={channel}&status=pending")
     row(page, first).get_by_role("checkbox").check()
+    page.locator("#bulk-action").select_option("reopen")
     row(page, first).get_by_role("link").first.focus()
     third = opened(subject="Terceira")
     expect(rows(page).first).to_contain_text("Terceira")
@@ -130,6 +131,7 @@ def test_what_another_client_does_shows_up_in_its_place_without_moving_what_one_
     expect(row(page, first).get_by_role("checkbox")).to_be_checked()
     expect(row(page, first).get_by_role("link").first).to_be_focused()
     expect(row(page, third)).to_be_visible()
+    expect(page.locator("#bulk-action")).to_have_value("reopen")
 
 
 def test_who_may_not_see_a_conversation_is_not_shown_it_when_it_changes(
@@ -196,6 +198,7 @@ def test_columns_and_order_are_chosen_and_in_the_address(visit: Any, opened: Any
     columns.get_by_role("button").click()
     expect(page.get_by_role("columnheader", name="Subject")).to_have_count(0)
     page.get_by_role("columnheader", name="Opened").get_by_role("link").click()
+    expect(page.get_by_role("columnheader", name="Opened")).to_have_attribute("aria-sort", "descending")
     expect(rows(page).first).to_have_id(f"c-{newer}")
     page.get_by_role("columnheader", name="Opened").get_by_role("link").click()
     expect(rows(page).first).to_have_id(f"c-{older}")

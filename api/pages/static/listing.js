@@ -193,7 +193,7 @@ results.addEventListener("change", (event) => {
 });
 results.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.id === "bulk" && !form.elements.all.checked && !results.querySelector("td.select input:checked")) {
+  if (form.getAttribute("id") === "bulk" && !form.elements.all.checked && !results.querySelector("td.select input:checked")) {
     event.preventDefault();
   }
 });

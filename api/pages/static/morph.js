@@ -32,17 +32,17 @@ function isTheirs(element, name) {
 }
 
 function children(old, fresh) {
-  const kept = new Map([...old.children].filter((each) => each.id).map((each) => [each.id, each]));
-  const wanted = new Set([...fresh.children].map((each) => each.id).filter(Boolean));
+  const kept = new Map([...old.children].filter(key).map((each) => [key(each), each]));
+  const wanted = new Set([...fresh.children].map(key).filter(Boolean));
   let next = old.firstChild;
   for (const child of [...fresh.childNodes]) {
     // Those that are gone are passed over, so that those that stay do not move.
-    while (next && next.id && !wanted.has(next.id)) {
+    while (next && key(next) && !wanted.has(key(next))) {
       const leaving = next;
       next = next.nextSibling;
       leaving.remove();
     }
-    const same = child.id ? kept.get(child.id) : isLike(next, child) ? next : null;
+    const same = key(child) ? kept.get(key(child)) : isLike(next, child) ? next : null;
     if (!same || same.nodeName !== child.nodeName) {
       old.insertBefore(document.importNode(child, true), next);
       continue;
@@ -61,5 +61,10 @@ function children(old, fresh) {
 }
 
 function isLike(old, child) {
-  return old && !old.id && old.nodeName === child.nodeName;
+  return old && !key(old) && old.nodeName === child.nodeName;
+}
+
+/** The id as written: a form with a field called id has that field as its property. */
+function key(node) {
+  return node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("id") : null;
 }
