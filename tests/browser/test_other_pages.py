@@ -32,7 +32,7 @@ def test_a_conversation_is_watched_live_with_its_history_beside_it(
     page = guest.go(f"/conversations/{conversation.id}")
     expect(page.locator(".live")).to_contain_text(said["live"])
     guest.check()
-    page.locator("#label").fill("half-typed")
+    page.locator("#label").fill("Half typed")
     conversation.do("messages", {"direction": "sent", "text": HOSTILE})
     expect(page.locator("#messages .text").last).to_have_text(HOSTILE)
     conversation.do("finalize", {"surface": "listing", "outcome": "resolvida"})
@@ -40,9 +40,15 @@ def test_a_conversation_is_watched_live_with_its_history_beside_it(
     newest = page.locator("#history li").first
     expect(newest).to_contain_text(said["finalized"])
     expect(newest).to_contain_text("resolvida")
-    expect(page.locator("#label")).to_have_value("half-typed")
+    expect(page.locator("#label")).to_have_value("Half typed")
     expect(page.locator("#version")).to_have_attribute("max", "4")
     guest.check()
+    page.locator("#label").press("Enter")
+    expect(page.locator("#label-help")).not_to_be_empty()
+    expect(page.locator("#label")).to_have_value("Half typed")
+    expect(page.locator(".live")).to_be_visible()
+    conversation.do("reopen")
+    expect(page.locator("#head .status")).to_have_class("status pending")
 
 
 def test_it_is_shown_as_it_stood_at_any_version(visit: Any, a_conversation: Any) -> None:
@@ -89,8 +95,8 @@ def test_without_javascript_it_is_transferred_and_finalized_and_nothing_typed_is
 ) -> None:
     conversation = a_conversation("pending")
     guest = visit("pt", java_script_enabled=False)
-    guest.sign_in(ADMIN_TOKEN, f"/conversations/{conversation.id}")
-    page = guest.page
+    guest.sign_in(ADMIN_TOKEN)
+    page = guest.go(f"/conversations/{conversation.id}")
     page.get_by_role("link", name="Transferir").click()
     page.get_by_role("searchbox").fill("bia")
     page.get_by_role("button", name="Buscar").click()

@@ -4,6 +4,7 @@ import { serverGone } from "./site.js";
 import "./dialogs.js";
 
 const live = document.getElementById("live");
+const here = live.dataset.address; // not the page's own, where a form was sent that is shown again
 let wanted = Number(live.dataset.version);
 let loading = false;
 let held = false;
@@ -31,7 +32,7 @@ function follow() {
   const sign = document.querySelector(".live");
   source.addEventListener("ready", () => (sign.hidden = false));
   for (const name of ["message", "event"]) source.addEventListener(name, (told) => load(Number(told.lastEventId)));
-  source.addEventListener("leave", () => location.reload());
+  source.addEventListener("leave", () => location.assign(here));
   source.addEventListener("resync", () => {
     source.close();
     sign.hidden = true;
@@ -61,8 +62,8 @@ async function load(version) {
   let pause = 100;
   try {
     do {
-      const answer = await fetch(location.pathname, { headers: { Fragment: "live" } });
-      if (!answer.ok || answer.redirected) return location.reload();
+      const answer = await fetch(here, { headers: { Fragment: "live" } });
+      if (!answer.ok || answer.redirected) return location.assign(here);
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("live");
       show(fresh);
       if (Number(fresh.dataset.version) >= wanted) break;
