@@ -118,7 +118,7 @@ def test_a_wrapped_key_opens_for_its_contact_and_master_key_only() -> None:
             keys.unwrap(old.current, wrapped, owner)
 
 
-@pytest.mark.parametrize("text", ["", "short", "QUJD", "A" * 43 + "=,", new_master_key()[:-4], "ä" * 44])
+@pytest.mark.parametrize("text", ["", "short", "QUJD", "A" * 43 + "=,", "QUJD" * 10, "ä" * 44])
 def test_what_is_no_master_key_is_refused(text: str) -> None:
     if text.rstrip(",") != text:
         assert LocalMasterKeys.parse(text).current  # a comma at the end is nothing
