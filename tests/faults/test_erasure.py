@@ -26,25 +26,26 @@ import psycopg
 import pytest
 from contact_keyring import keys_of
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from in_process import project, serving
+from in_process import carry_out, id_of, project, serving
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rig import CAMPAIGN, REGISTER, ROOT, WORKSPACE, contents, do, handling, opening, query
 
 from adapters import bundle, contact_keys, erasures
 from adapters.checkpoints import SigningKey, origin_for
 from adapters.command_handler import CommandHandler
+from adapters.identity import digest
 from adapters.importers import import_file
 from adapters.postgres import embedded, migrate
 from adapters.projector import READ_MODELS, Projector, create_missing
 from adapters.rebuild import rebuild
 from api import demo
-from domain.commands import EraseContact, ReceiveMessage, RegisterContact
-from domain.events import ContactDetails
+from domain.commands import EraseContact, IssueToken, ReceiveMessage, RegisterContact
+from domain.events import Actor, ActorKind, ContactDetails
 
 pytestmark = pytest.mark.faults
 
 CONTACTS = 1_000 if CAMPAIGN else 20
-TOKEN = "cvs_erasure-tests-admin"
+TOKEN, CHANNEL_TOKEN = "cvs_erasure-tests-admin", "cvs_erasure-tests-channel"
 SIGNING = SigningKey(Ed25519PrivateKey.generate())
 FIELDS = (
     *("name", "email", "key", "value", "subject", "received", "file", "url", "sent", "note", "kept", "comment"),
@@ -83,7 +84,8 @@ class Api:
         self.client = client
 
     async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
-        named = {"Authorization": f"Bearer {TOKEN}", **headers}
+        is_from_outside = isinstance(body, dict) and body.get("direction") == "received"
+        named = {"Authorization": f"Bearer {CHANNEL_TOKEN if is_from_outside else TOKEN}", **headers}
         return await self.client.request(method, f"/v1{path}", json=body, headers=named)
 
     async def ok(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
@@ -343,6 +345,10 @@ def fill(place: Place, people: Sequence[Person]) -> None:
     async def live() -> None:
         with closing(CommandHandler(place.database, keys_of(place.database))) as handler:
             demo.load(handler, TOKEN)
+            channel = Actor(kind=ActorKind.INTEGRATION, id="channel")
+            secret = digest(CHANNEL_TOKEN.encode())
+            token = IssueToken(name="channel", secret_sha256=secret, actor=channel, role="integration")
+            carry_out(handler, demo.WORKSPACE, [(id_of("channel"), token)])
         project(place.database)
         async with serving(place.database) as client:
             for person in people:
