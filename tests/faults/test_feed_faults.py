@@ -208,7 +208,8 @@ CANARIES: dict[type[Publisher], tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", CANARIES if CAMPAIGN else [Unfenced], ids=lambda kind: kind.__name__)
+@pytest.mark.skipif(not CAMPAIGN, reason="a race, which takes minutes to be lost for sure: run by make faults")
+@pytest.mark.parametrize("kind", CANARIES, ids=lambda kind: kind.__name__)
 def test_canary_a_publisher_without_a_guard_is_caught(
     kind: type[Publisher], place: Place, database: str, tmp_path: Path
 ) -> None:
