@@ -687,10 +687,14 @@ def within_reach(caller: Caller, column: str, *permissions: Permission) -> list[
     return [(f"{column} in (select id from listing where {theirs})", values)]
 
 
+_HIDDEN = {
+    *("workspace_id", "recorded_at", "sort_value", "waited", "waiting_from", "words", "inherited", "sees_contact"),
+}
+
+
 def shown(row: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
     """A row as ``caller`` sees it: the contact's details only with the permission for them."""
-    hidden = {"workspace_id", "recorded_at", "sort_value", "waited", "waiting_from", "words", "sees_contact"}
-    view = {key: value for key, value in row.items() if key not in hidden}
+    view = {key: value for key, value in row.items() if key not in _HIDDEN}
     view["priority"] = list(Priority)[row["priority"]].value
     sees_contact = row.get("sees_contact")
     if sees_contact is None:

@@ -110,6 +110,7 @@ ROUTES = [
     Route("POST", C + "/{id}/contact", {"contact_id": CONTACT}, {"contact_id": "uuid"}, ("contact_id",)),
     Route("POST", "/v1/contacts", {"name": "Rita"}, {"id": "uuid?"} | DETAILS),
     Route("PUT", "/v1/contacts/{id}", {"name": "Rita"}, DETAILS),
+    Route("POST", "/v1/contacts/{id}/erase"),
     Route(
         "PUT",
         "/v1/attributes/{target}/{key}",
