@@ -45,7 +45,7 @@ WAIT_SECONDS = 20
 LANGUAGES = {"pt": "pt-BR", "en": "en-US"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """A real Chromium, without a window."""
     found = shutil.which("chromium")

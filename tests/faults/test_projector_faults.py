@@ -16,6 +16,7 @@ import httpx
 import psycopg
 import pytest
 from rig import (
+    CAMPAIGN,
     ROOT,
     SYSTEM,
     WORKSPACE,
@@ -421,6 +422,7 @@ class Careless(psycopg.Connection):
         return super().execute(query, *args, **options)
 
 
+@pytest.mark.skipif(not CAMPAIGN, reason="a race that is lost only now and then: run by make faults")
 def test_canary_a_swap_that_leaves_the_position_is_caught(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(conninfo: str, settings: dict[str, str], *, application: str) -> psycopg.Connection:
         return Careless.connect(with_settings(conninfo, settings, application), autocommit=True)

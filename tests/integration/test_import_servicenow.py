@@ -20,6 +20,7 @@ from uuid import UUID
 import pandas as pd
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from psycopg.conninfo import make_conninfo
 
 from adapters.command_handler import Answer, CommandHandler, Request, UnavailableError
@@ -127,7 +128,7 @@ def stood(events: pd.DataFrame) -> dict[str, tuple[str, str | None, str | None]]
 
 
 def load(conninfo: str, path: Path, **options: object) -> Report:
-    handler = CommandHandler(conninfo)
+    handler = CommandHandler(conninfo, keys_of(conninfo))
     try:
         return import_file(handler, WORKSPACE, path, "servicenow", **options)  # type: ignore[arg-type]
     finally:
