@@ -24,7 +24,7 @@ run: $(VENV)/.run ## set up and serve everything on 127.0.0.1:8000, with demo da
 	@$(BIN)/conversas run
 
 test: $(VENV)/.dev ## every test, on a real PostgreSQL and a real Kafka
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder --timeout 300
 
 lint: $(VENV)/.dev ## style, types, layers
 	$(BIN)/ruff check .

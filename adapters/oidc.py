@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 import httpx
 import jwt
 
+from adapters import background
 from adapters.command_handler import UnavailableError
 from adapters.identity import is_compact
 
@@ -103,10 +104,7 @@ class Keys:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop fetching."""
-        for task in filter(None, (self._refreshing, self._fetching)):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await background.end(*filter(None, (self._refreshing, self._fetching)))
 
     async def find(self, key_id: str, algorithm: str) -> jwt.PyJWK | None:
         """The key of this id for this algorithm; one that is unknown may be new, so that it is looked for once.

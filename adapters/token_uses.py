@@ -5,7 +5,6 @@ Invariant: no request waits for it, and none fails because of it; it is no part 
 
 import asyncio
 import logging
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -13,6 +12,8 @@ from uuid import UUID
 import psycopg
 from cachetools import TTLCache
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from adapters import background
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,7 @@ class TokenUses:
     async def __aexit__(self, *_: object) -> None:
         """Stop writing."""
         if self._writing is not None:
-            self._writing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._writing
+            await background.end(self._writing)
 
     def note(self, workspace_id: UUID, token_id: UUID) -> None:
         """The token was used just now."""

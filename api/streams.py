@@ -20,6 +20,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from adapters import background
 from adapters.accesses import Access, What, of_conversation, recording
 from adapters.command_handler import UnavailableError
 from adapters.event_log import COLUMNS, EventRow, opened, people_of, recorded
@@ -85,11 +86,10 @@ class EventStream(Response):
                 await asyncio.wait({telling, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._streams.close(self._subscriber)
-            for task in (telling, leaving):
-                task.cancel()
-            told, _left = await asyncio.gather(telling, leaving, return_exceptions=True)
-            if isinstance(told, Exception) and not isinstance(told, OSError | TimeoutError):
-                log.error("a stream failed", exc_info=told)
+            await background.end(telling, leaving)
+            failure = None if telling.cancelled() else telling.exception()
+            if failure is not None and not isinstance(failure, OSError | TimeoutError):
+                log.error("a stream failed", exc_info=failure)
 
     async def _tell(self, send: Send) -> None:
         subscriber = self._subscriber
@@ -151,9 +151,7 @@ class Streams:
     async def __aexit__(self, *_: object) -> None:
         """Stop."""
         self.live.end_all()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await background.end(*self._tasks)
 
     async def open(self, request: Request, caller: Caller) -> Subscriber:
         """A subscriber for ``caller``; `close` it."""

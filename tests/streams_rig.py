@@ -112,6 +112,8 @@ class Listener:
         self.raw = b""
         """Everything that came."""
         self._came: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
+        self._changes: dict[str, Any] = {}
+        """What was told of each row last: that it is as it is may be told twice, and is passed over here."""
         if self.status == 200:
             threading.Thread(target=self._read, daemon=True).start()
 
@@ -136,7 +138,18 @@ class Listener:
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         self.comments += not fields
         if fields:
-            self._came.put(Sent(fields["event"], json.loads(fields["data"]), fields.get("id")))
+            sent = Sent(fields["event"], json.loads(fields["data"]), fields.get("id"))
+            if not self._is_said_again(sent):
+                self._came.put(sent)
+
+    def _is_said_again(self, sent: Sent) -> bool:
+        if sent.name != "change":
+            return False
+        row = sent.data.get("row")
+        told = row and {name: value for name, value in row.items() if name != "waiting_seconds"}
+        known = self._changes.get(sent.data["id"], ())
+        self._changes[sent.data["id"]] = told
+        return bool(known == told)
 
     def next(self, seconds: float = 10) -> Sent:
         """The next event; the test fails where none comes in time or the stream has ended."""
