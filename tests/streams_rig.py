@@ -135,7 +135,7 @@ class Listener:
         self._came.put(None)
 
     def _take(self, block: str) -> None:
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":"))
         self.comments += not fields
         if fields:
             sent = Sent(fields["event"], json.loads(fields["data"]), fields.get("id"))
