@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 from adapters.event_log import EventLog
 from adapters.postgres import LIMITS, connect
 from adapters.projector import BATCH_SIZE, shape
+from adapters.shares import held, read_shares
 from projections.read_model import ReadModel
 
 SHOWN = 20
@@ -61,7 +62,7 @@ def check(
 ) -> Checked:
     """Fold the log into temporary tables of ``model``, up to where the live ones are, and compare.
 
-    The live position and the live rows are those of one snapshot, so nobody need stop. ``progress`` is told the
+    The live position, shares and rows are those of one snapshot, so nobody need stop. ``progress`` is told the
     position reached and where it goes.
     """
     settings = LIMITS | {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
@@ -76,6 +77,7 @@ def check(
             if end < position:
                 return Checked(end, 0, [Difference(model.name, "has gone back meanwhile; check again")])
             _fold(connection, log, model, (position, end), progress, batch_size)
+            _fold_ahead(connection, log, model, end, batch_size)
             rows, differences = 0, list[Difference]()
             for table in model.tables:
                 count, found = _compare(connection, table)
@@ -118,6 +120,17 @@ def _fold(
         position = events[-1].position
         progress(position, end)
     return position
+
+
+def _fold_ahead(
+    connection: psycopg.Connection, log: EventLog, model: ReadModel, position: int, batch_size: int
+) -> None:
+    """Apply what live rows hold beyond their model's ``position``, as it came through Kafka."""
+    shares = read_shares(connection, model)
+    last = max((share.position for share in shares.values()), default=0)
+    while position < last and (events := log.read(position, min(batch_size, last - position))):
+        position = events[-1].position
+        model.apply(connection, held(events, shares))
 
 
 def _compare(connection: psycopg.Connection, table: str) -> tuple[int, list[Difference]]:

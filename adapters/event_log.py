@@ -118,6 +118,11 @@ def opened(row: EventRow, ciphers: Ciphers) -> RecordedEvent:
     return replace(event, erased=True) if erased else event
 
 
+def readable(row: EventRow, ciphers: Ciphers | None) -> RecordedEvent:
+    """The stored row as an event in its envelope; with ``ciphers``, what read models and states show is in clear."""
+    return recorded(row if ciphers is None or row.topic not in sealing.CLEAR_IN_READ_MODELS else in_clear(row, ciphers))
+
+
 def recorded(row: EventRow) -> RecordedEvent:
     """The stored row as an event in its envelope; what is sealed of it says nothing."""
     return RecordedEvent(
@@ -166,16 +171,29 @@ class EventLog:
 
     def recorded(self, rows: Sequence[EventRow]) -> list[RecordedEvent]:
         """``rows`` as events in their envelopes."""
-        if self._keys is None:
-            return [recorded(row) for row in rows]
-        ciphers = self._keys.find(people_of(shown(rows)))
-        clear = sealing.CLEAR_IN_READ_MODELS
-        return [recorded(in_clear(row, ciphers) if row.topic in clear else row) for row in rows]
+        ciphers = self.ciphers(rows)
+        return [readable(row, ciphers) for row in rows]
+
+    def ciphers(self, rows: Iterable[EventRow]) -> Ciphers | None:
+        """The keys with which ``rows`` are `readable`."""
+        return None if self._keys is None else self._keys.find(people_of(shown(rows)))
 
     def read_rows(self, after: int, limit: int) -> list[EventRow]:
         """As `read`, undecoded."""
         query = f"select {COLUMNS} from events where position > %s order by position limit %s"
         with self.connection().cursor(row_factory=event_row, binary=True) as cursor:
+            return cursor.execute(query, (after, limit)).fetchall()
+
+    def rows_at(self, positions: Sequence[int]) -> list[EventRow]:
+        """The events at ``positions``, those that the log has, in order, undecoded."""
+        query = f"select {COLUMNS} from events where position = any(%s) order by position"
+        with self.connection().cursor(row_factory=event_row, binary=True) as cursor:
+            return cursor.execute(query, (list(positions),)).fetchall()
+
+    def places(self, after: int, limit: int) -> list[tuple[int, str, UUID]]:
+        """Position, stream type and stream of up to ``limit`` events after position ``after``, in order."""
+        query = "select position, stream_type, stream_id from events where position > %s order by position limit %s"
+        with self.connection().cursor(binary=True) as cursor:
             return cursor.execute(query, (after, limit)).fetchall()
 
     def read_streams(self, wanted: Mapping[tuple[UUID, UUID], int]) -> Iterator[RecordedEvent]:

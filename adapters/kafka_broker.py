@@ -73,6 +73,7 @@ transaction.state.log.min.isr=1
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
 group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=500
 """
 
 

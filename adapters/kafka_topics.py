@@ -25,7 +25,9 @@ SAFE_REPLICATION_FACTOR = 3
 
 
 class StartRefusedError(Exception):
-    """Publishing would lose or repeat events; a person must look. The message says why."""
+    """Going on would lose or repeat events, or there is nothing to begin with; a person must look, the message says
+    where.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,19 @@ def ensure_topics(settings: TopicSettings) -> Topics:
         _require_partitions(topic, len(described[topic]["partitions"]), options["num_partitions"])
         _require_policy(topic, configs[topic], options["configs"])
     return Topics(cluster_id, {name: str(topic["topic_id"]) for name, topic in described.items()}, missing)
+
+
+def find_events_topic(settings: TopicSettings) -> tuple[str, int]:
+    """The id of the topic of events and its number of partitions; raises `StartRefusedError` where there is none."""
+    with _admin(settings) as admin:
+        if settings.events_topic not in admin.list_topics():
+            message = (
+                f"there is no topic {settings.events_topic} at {settings.bootstrap_servers}; make it (conversas topics)"
+                " and publish to it (conversas publish)"
+            )
+            raise StartRefusedError(message)
+        [topic] = admin.describe_topics([settings.events_topic])
+    return str(topic["topic_id"]), len(topic["partitions"])
 
 
 def make_topics(settings: TopicSettings) -> list[str]:

@@ -14,8 +14,9 @@ from time import monotonic
 import psycopg
 
 from adapters.contact_keys import NO_KEYS, ContactKeys
-from adapters.event_log import EventLog
+from adapters.event_log import EventLog, EventRow
 from adapters.postgres import LIMITS, LISTING_CHANNEL, Role, connect
+from adapters.shares import SHARED_MODELS, lock_shares, not_held
 from domain.envelope import RecordedEvent
 from domain.events import ContactErased
 from projections.directory import Directory
@@ -121,7 +122,7 @@ class Projector:
                     self._log.wait(0.5)
             except psycopg.OperationalError as error:
                 log.warning("database connection lost, trying again: %s", error)
-                self._discard_connections()
+                self.discard_connections()
                 stop.wait(1.0)
 
     def catch_up(self, progress: Callable[[int, int], None] = lambda _position, _head: None) -> None:
@@ -157,7 +158,8 @@ class Projector:
         before = self._positions.get(model.name)
         try:
             for _ in range(self._batch_size):
-                self.advance(model, 1)
+                if not self.advance(model, 1):
+                    break
         except psycopg.OperationalError:
             raise
         except Exception as error:
@@ -169,27 +171,45 @@ class Projector:
         """Apply the next ``limit`` events to ``model`` in one transaction; whether there were any."""
         connection = self._connected()
         with connection.transaction():
-            position = self._positions[model.name] = lock_position(connection, model)
-            events = self._events(position, limit)
-            if events:
-                model.apply(connection, events)
-                position = events[-1].position
-                move_position(connection, model, position)
+            position, topic_id = lock_place(connection, model)
+            self._positions[model.name] = position
+            reached = self._apply_after(connection, model, position, limit, is_shared=topic_id is not None)
+            if reached > position:
+                move_position(connection, model, reached)
                 if isinstance(model, Listing):
                     connection.execute(f"notify {LISTING_CHANNEL}", prepare=True)
-        self._positions[model.name] = position
-        return bool(events)
+        self._positions[model.name] = reached
+        return reached > position
+
+    def _apply_after(
+        self, connection: psycopg.Connection, model: ReadModel, position: int, limit: int, *, is_shared: bool
+    ) -> int:
+        """Apply what follows on ``position``; the position that this reaches."""
+        events = self._events(position, limit)
+        if not events:
+            return position
+        if is_shared:  # or was: what came through Kafka is there already, and nothing more comes meanwhile
+            due = not_held(events, lock_shares(connection, model))
+            if due:
+                SHARED_MODELS[model.name].apply(connection, due)
+        else:
+            model.apply(connection, events)
+        return events[-1].position
 
     def _events(self, after: int, limit: int) -> list[RecordedEvent]:
         """The next events; models at the same position share what was read and decoded."""
         with self._reading:
             if self._batch[0] != (after, limit) or not self._batch[1]:
-                events = self._log.read(after, limit)
-                if self._keys is not None:  # whoever erased them may have been killed before
-                    erased = [each.stream for each in events if isinstance(each.event, ContactErased)]
-                    self._keys.destroy([(stream.workspace_id, stream.id) for stream in erased])
-                self._batch = ((after, limit), events)
+                self._batch = ((after, limit), self._opened(self._log.read_rows(after, limit)))
             return self._batch[1]
+
+    def _opened(self, rows: Sequence[EventRow]) -> list[RecordedEvent]:
+        """``rows`` as events, for who has the lock of `_reading`."""
+        events = self._log.recorded(rows)
+        if self._keys is not None:  # whoever erased them may have been killed before
+            erased = [each.stream for each in events if isinstance(each.event, ContactErased)]
+            self._keys.destroy([(stream.workspace_id, stream.id) for stream in erased])
+        return events
 
     def _halt(self, model: ReadModel, error: Exception) -> None:
         self._retry_at[model.name] = monotonic() + RETRY_SECONDS
@@ -210,7 +230,8 @@ class Projector:
             self._connections.append(connection)
         return connection
 
-    def _discard_connections(self) -> None:
+    def discard_connections(self) -> None:
+        """Go on with new ones, from where the database says."""
         self._positions.clear()  # a crash may have set them back: ours are not waited for to be durable
         while self._connections:
             self._connections.pop().close()
@@ -218,7 +239,7 @@ class Projector:
     def close(self) -> None:
         """Give the connections back."""
         self._lanes.shutdown()
-        self._discard_connections()
+        self.discard_connections()
         self._log.close()
         if self._keys is not None:
             self._keys.close()
@@ -226,13 +247,29 @@ class Projector:
 
 def lock_position(connection: psycopg.Connection, model: ReadModel) -> int:
     """The position of ``model``, which nobody else can move until this transaction ends."""
+    return lock_place(connection, model)[0]
+
+
+def lock_place(connection: psycopg.Connection, model: ReadModel) -> tuple[int, str | None]:
+    """As `lock_position`, and the id of the topic through which the model is projected as well, if it ever was."""
+    return _place(connection, model, "for update")
+
+
+def read_place(connection: psycopg.Connection, model: ReadModel) -> tuple[int, str | None]:
+    """As `lock_place`, but others may move the position on."""
+    return _place(connection, model, "")
+
+
+def _place(connection: psycopg.Connection, model: ReadModel, how: str) -> tuple[int, str | None]:
     row = connection.execute(
-        "select position, shape from projection_positions where name = %s for update", (model.name,), prepare=True
+        f"select position, shape, topic_id from projection_positions where name = %s {how}",
+        (model.name,),
+        prepare=True,
     ).fetchone()
     if row is None or row[1] != shape(model):
         msg = f"the tables of '{model.name}' are not of this version; run: conversas rebuild {model.name}"
         raise StaleReadModelError(msg)
-    return int(row[0])
+    return int(row[0]), row[2]
 
 
 def move_position(connection: psycopg.Connection, model: ReadModel, position: int) -> None:

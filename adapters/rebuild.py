@@ -12,6 +12,7 @@ from adapters.contact_keys import NO_KEYS, ContactKeys
 from adapters.event_log import EventLog
 from adapters.postgres import LIMITS, Role, connect
 from adapters.projector import BATCH_SIZE, isolate, shape
+from adapters.shares import lock_shares
 from domain.envelope import RecordedEvent
 from projections.read_model import ReadModel
 
@@ -54,6 +55,7 @@ def rebuild(
             connection.execute(f"analyze {SHADOW}.{table}".encode())
         with connection.transaction():
             connection.execute("select 1 from projection_positions where name = %s for update", (model.name,))
+            lock_shares(connection, model)
             while events := log.read(position, batch_size):
                 _apply(connection, model, events)
                 position = events[-1].position

@@ -241,8 +241,8 @@ class Listing:
         if not about:
             return
         conversations = [recorded for recorded in about if recorded.stream.type is StreamType.CONVERSATION]
-        rows = _load(connection, {(event.stream.workspace_id, event.stream.id) for event in conversations})
-        people = contacts.load(connection, _contacts_of(about))
+        rows = load(connection, {(event.stream.workspace_id, event.stream.id) for event in conversations})
+        people = contacts.load(connection, contacts_of(about))
         changed: dict[contacts.Key, contacts.ContactRow] = {}
         versions: list[past.Version] = []
         for recorded in about:
@@ -260,14 +260,14 @@ class Listing:
                 show_contact(row, people.get((row.workspace_id, row.contact_id)))
         save(connection, list(rows.values()), versions)
         contacts.save(connection, list(changed.values()))
-        _forget(connection, [key for key, contact in changed.items() if contact.erased])
-        _show_changed_contacts(connection, [contact for contact in changed.values() if contact.version > 1])
+        forget_erased(connection, [key for key, contact in changed.items() if contact.erased])
+        show_changed_contacts(connection, [contact for contact in changed.values() if contact.version > 1])
 
 
 _ABOUT = (StreamType.CONVERSATION, StreamType.CONTACT)
 
 
-def _contacts_of(events: Sequence[RecordedEvent]) -> set[contacts.Key]:
+def contacts_of(events: Sequence[RecordedEvent]) -> set[contacts.Key]:
     """The contacts that ``events`` change, open a conversation with, or give one to."""
     found = set()
     for recorded in events:
@@ -477,7 +477,8 @@ def _add(values: list[Any], value: Any) -> None:
         values.append(value)
 
 
-def _load(connection: psycopg.Connection[Any], keys: set[Key]) -> dict[Key, ListingRow]:
+def load(connection: psycopg.Connection[Any], keys: set[Key]) -> dict[Key, ListingRow]:
+    """The rows of ``keys`` that exist."""
     with connection.cursor(binary=True) as cursor:
         cursor.execute(
             f"select {_SELECT} from unnest(%s::uuid[], %s::uuid[]) as wanted (workspace_id, id)"
@@ -508,7 +509,7 @@ def save(connection: psycopg.Connection[Any], rows: Sequence[ListingRow], versio
             copy.write_row(values)
 
 
-def _forget(connection: psycopg.Connection[Any], erased: Sequence[contacts.Key]) -> None:
+def forget_erased(connection: psycopg.Connection[Any], erased: Sequence[contacts.Key]) -> None:
     """Forget ``erased`` in every row that says something of them."""
     for workspace_id, contact_id in erased:
         with connection.cursor(binary=True) as cursor:
@@ -525,7 +526,8 @@ def _forget(connection: psycopg.Connection[Any], erased: Sequence[contacts.Key])
         save(connection, rows, [])
 
 
-def _show_changed_contacts(connection: psycopg.Connection[Any], changed: Sequence[contacts.ContactRow]) -> None:
+def show_changed_contacts(connection: psycopg.Connection[Any], changed: Sequence[contacts.ContactRow]) -> None:
+    """Copy the details of contacts that have changed into the rows of their conversations."""
     for contact in changed:
         connection.execute(
             "update listing set contact_name = %s, contact_phones = %s, contact_emails = %s, contact_attributes = %s,"

@@ -3,10 +3,13 @@
 Invariant: the publisher and the command that makes its topics are given the same settings.
 """
 
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapters.contact_keys import ContactKeys
 from adapters.event_log import EventLog
 from adapters.postgres import Role
 from api.cli.shell import app, database, load_settings, out
@@ -15,6 +18,7 @@ from api.supervisor import stop_on_signals
 
 if TYPE_CHECKING:
     from adapters.kafka_position import PublisherSettings  # Kafka's client is slow to load, and few commands need it
+    from adapters.kafka_topics import TopicSettings
 
 
 def publisher_settings(chosen: Settings, publisher: int = 1) -> "PublisherSettings":
@@ -53,6 +57,20 @@ def topics() -> None:
         raise SystemExit(f"Kafka at {wanted.bootstrap_servers}: {error}") from None
     for line in lines:
         out.print(line, soft_wrap=True, highlight=False)
+
+
+def project_from_kafka(
+    url: str, wanted: "TopicSettings", keys: Callable[[], ContactKeys], stop: threading.Event
+) -> None:
+    """Project what is published, until ``stop`` is set; ends the program with a sentence where it cannot go on."""
+    from adapters.kafka_projector import KafkaProjector, TopicGoneError  # noqa: PLC0415  # see above
+    from adapters.kafka_topics import StartRefusedError  # noqa: PLC0415  # see above
+    from adapters.share_projector import OtherLogError  # noqa: PLC0415  # see above
+
+    try:
+        KafkaProjector(url, wanted, keys).run(stop)
+    except (StartRefusedError, TopicGoneError, OtherLogError) as error:
+        raise SystemExit(f"Not projecting from Kafka: {error}.") from None
 
 
 @app.command()

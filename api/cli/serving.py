@@ -6,7 +6,7 @@ Invariant: Ctrl-C and SIGTERM stop each of them cleanly.
 import os
 import socket
 from contextlib import closing, suppress
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from adapters.identity import digest, new_secret
 from adapters.postgres import connect
 from adapters.projector import Projector, stale
 from api import demo
+from api.cli import feeding
 from api.cli.shell import app, database, err, load_settings, out, progress_bar
 from api.cli.tending import rebuild_each
 from api.keys import DEFAULT_FILE, contact_keys_of, master_keys
@@ -151,13 +152,23 @@ def _finish_erasures(chosen: Settings, url: str) -> None:
 
 
 @app.command()
-def project() -> None:
-    """Project the log into the read models, until stopped."""
+def project(
+    source: Annotated[
+        Literal["log", "kafka"],
+        typer.Option("--from", help="kafka: of conversations what was published, shared with other such processes"),
+    ] = "log",
+) -> None:
+    """Project the log into the read models, until stopped. Any number of these may run, from the log or from Kafka."""
     chosen = load_settings()
+    wanted = feeding.publisher_settings(chosen) if source == "kafka" else None
     master_keys(chosen)
     stop = stop_on_signals()
-    with database(chosen) as url, closing(Projector(url, keys=contact_keys_of(chosen, url))) as projector:
-        projector.run(stop)
+    with database(chosen) as url:
+        if wanted is not None:
+            feeding.project_from_kafka(url, wanted, lambda: contact_keys_of(chosen, url), stop)
+            return
+        with closing(Projector(url, keys=contact_keys_of(chosen, url))) as projector:
+            projector.run(stop)
 
 
 @app.command()

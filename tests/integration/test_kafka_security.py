@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ACLResourcePatternType, ResourcePattern, ResourceType
@@ -25,12 +26,12 @@ pytestmark = pytest.mark.kafka
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".data" / "kafka" / "libs"
-ADMIN, PUBLISHER, CONSUMER = "admin", "publisher", "consumer"
+ADMIN, PUBLISHER, CONSUMER, PROJECTOR = "admin", "publisher", "consumer", "projector"
 PASSWORD = "s3cret-of-"
 
 
 class SecureBroker(KafkaBroker):
-    """Speaks TLS with a certificate of its own and knows three users; one of them may do everything."""
+    """Speaks TLS with a certificate of its own and knows four users; one of them may do everything."""
 
     @property
     def certificate(self) -> Path:
@@ -56,7 +57,7 @@ class SecureBroker(KafkaBroker):
                 capture_output=True,
             )
             both.write_text(key.read_text() + self.certificate.read_text())
-        users = " ".join(f'user_{name}="{PASSWORD}{name}"' for name in (ADMIN, PUBLISHER, CONSUMER))
+        users = " ".join(f'user_{name}="{PASSWORD}{name}"' for name in (ADMIN, PUBLISHER, CONSUMER, PROJECTOR))
         plain = "org.apache.kafka.common.security.plain.PlainLoginModule"
         given = PROPERTIES.format(**values).replace("CONTROLLER:PLAINTEXT", "CONTROLLER:-")
         return f"""{given.replace("PLAINTEXT", "SASL_SSL").replace("CONTROLLER:-", "CONTROLLER:PLAINTEXT")}
@@ -84,6 +85,7 @@ def broker() -> Iterator[SecureBroker]:
 KINDS = {
     "topic": ResourceType.TOPIC,
     "transactional id": ResourceType.TRANSACTIONAL_ID,
+    "group": ResourceType.GROUP,
     "cluster": ResourceType.CLUSTER,
 }
 
@@ -92,7 +94,7 @@ def listed() -> list[tuple[str, str, str, str]]:
     """Who needs what, as the document lists it: user, kind of resource, its name, operation."""
     text = (ROOT / "docs" / "FEED.md").read_text()
     rows = re.findall(
-        r"^\| (\w+) \| (topic|transactional id|cluster) \| `([^`]+)` \| ([\w, ]+) \|$", text, re.MULTILINE
+        r"^\| (\w+) \| (topic|transactional id|group|cluster) \| `([^`]+)` \| ([\w, ]+) \|$", text, re.MULTILINE
     )
     return [(who, kind, name, operation) for who, kind, name, some in rows for operation in some.split(", ")]
 
@@ -135,7 +137,7 @@ def environment(broker: SecureBroker, database: str, prefix: str, **more: str) -
 
 def conversas(command: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "api", command], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-m", "api", command], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=240,
         check=False,
     )  # fmt: skip
 
@@ -145,7 +147,7 @@ def fill(database: str) -> None:
         demo.load(handler)
 
 
-def consume(broker: SecureBroker, topic: str, seconds: float = 30) -> Iterator[Any]:
+def consume(broker: SecureBroker, topic: str, seconds: float = 120) -> Iterator[Any]:
     settings = broker.security | {"sasl_plain_username": CONSUMER, "sasl_plain_password": PASSWORD + CONSUMER}
     consumer = KafkaConsumer(
         topic,
@@ -160,7 +162,27 @@ def consume(broker: SecureBroker, topic: str, seconds: float = 30) -> Iterator[A
         yield from consumer
 
 
-def test_with_exactly_the_rights_that_are_listed_it_makes_topics_publishes_and_is_read(
+AS_PROJECTOR = {"KAFKA_SASL_USERNAME": PROJECTOR, "KAFKA_SASL_PASSWORD": PASSWORD + PROJECTOR}
+
+
+def is_projected(database: str, variables: dict[str, str]) -> bool:
+    """Whether a projector from Kafka brings every read model to the end of the log."""
+    command = [sys.executable, "-m", "api", "project", "--from", "kafka"]
+    behind = "select from projection_positions where position < (select max(position) from events)"
+    came = "select from projection_shares where position > 0"
+    with (
+        subprocess.Popen(command, cwd=ROOT, env=variables) as process,
+        psycopg.connect(database, autocommit=True) as connection,
+    ):
+        deadline, is_there = time.monotonic() + 240, False
+        while not is_there and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+            is_there = connection.execute(behind).fetchone() is None and connection.execute(came).fetchone() is not None
+        process.send_signal(signal.SIGTERM)
+        return is_there and process.wait(120) == 0
+
+
+def test_with_exactly_the_rights_that_are_listed_it_makes_topics_publishes_is_read_and_projected(
     database: str, broker: SecureBroker
 ) -> None:
     prefix = f"secure-{uuid4()}"
@@ -176,6 +198,7 @@ def test_with_exactly_the_rights_that_are_listed_it_makes_topics_publishes_and_i
         try:
             first = next(consume(broker, f"{prefix}.events.v1"))
             state = next(consume(broker, f"{prefix}.latest.v1"))
+            assert is_projected(database, variables | environment(broker, database, prefix, **AS_PROJECTOR))
         finally:
             publisher.send_signal(signal.SIGTERM)
     assert dict(first.headers)["ce_type"] == b"conversation-opened.v1"

@@ -1,0 +1,153 @@
+"""What is projected from Kafka is there for who asks: reads of own writes, readiness, rebuilds; errors are said."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from agreement import rows
+from contact_keyring import keys_of
+from feed import make_settings, wait_until
+from in_process import serving
+
+from adapters.command_handler import CommandHandler
+from adapters.event_log import EventLog
+from adapters.kafka_position import PublisherSettings
+from adapters.kafka_projector import KafkaProjector
+from adapters.kafka_publisher import Publisher
+from adapters.kafka_topics import ensure_topics
+from adapters.projector import create_missing
+from adapters.rebuild import rebuild
+from adapters.shares import SHARED_MODELS
+from api import demo
+from projections.read_model import ReadModel
+
+pytestmark = pytest.mark.kafka
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "cvs_kafka-projector-admin"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@contextmanager
+def at_work(work: Any) -> Iterator[None]:
+    """``work`` in a thread, until it is told to stop."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def publishing(database: str, settings: PublisherSettings) -> Iterator[None]:
+    with EventLog(database) as log, at_work(Publisher(log, database, settings, wait=log.wait)):
+        yield
+
+
+def positions(database: str) -> set[int]:
+    with psycopg.connect(database) as connection:
+        return {each for (each,) in connection.execute("select position from projection_positions")}
+
+
+def tables(database: str) -> list[Any]:
+    return [rows(database, table, "1, 2, 3") for model in SHARED_MODELS.values() for table in model.tables]
+
+
+def rebuilt(database: str, model: ReadModel) -> None:
+    with closing(keys_of(database)) as keys:
+        rebuild(database, model, keys=keys)
+
+
+async def asked(api: httpx.AsyncClient, path: str, **params: Any) -> Any:
+    """The answer, as soon as the read model has what is asked for."""
+    while (found := await api.get(path, params=params, headers=HEADERS)).status_code == 503:
+        pass
+    assert found.status_code == 200, found.text
+    return found.json()
+
+
+async def ask_for_what_was_just_written(database: str, settings: PublisherSettings) -> None:
+    async with serving(database) as api:
+        contact = await api.post("/v1/contacts", json={"name": "Rita Prado"}, headers=HEADERS)
+        of_a_channel = {"name": "channel", "actor": {"kind": "integration", "id": "x"}, "role": "integration"}
+        token = (await api.post("/v1/tokens", json=of_a_channel, headers=HEADERS)).json()["secret"]
+        channel = {"Authorization": f"Bearer {token}"}
+        new = {"channel": "whatsapp", "contact_id": contact.json()["id"]}
+        opened = (await api.post("/v1/conversations", json=new, headers=HEADERS)).json()
+        written = {"q": "rita", "at_least": opened["position"]}
+        behind = await api.get("/v1/conversations", params=written, headers=HEADERS)
+        assert behind.status_code == 503, "nobody publishes"
+        with publishing(database, settings):
+            found = await asked(api, "/v1/conversations", **written)
+            assert [row["id"] for row in found["items"]] == [opened["id"]]
+            path = f"/v1/conversations/{opened['id']}"
+            for number, model in enumerate(SHARED_MODELS.values(), start=1):
+                said = {"direction": "received", "text": f"oi {number}"}
+                position = (await api.post(f"{path}/messages", json=said, headers=channel)).json()["position"]
+                await asyncio.to_thread(rebuilt, database, model)
+                told = await asked(api, f"{path}/history", at_least=position)
+                assert position in {row["position"] for row in told["items"]}
+                shown = await asked(api, "/v1/conversations", at_least=position, q="rita")
+                assert [row["messages_received"] for row in shown["items"]] == [number]
+            # What is somebody's name does not come through the topic.
+            named = {"name": "Zuleide Prado"}
+            changed = await api.put(f"/v1/contacts/{contact.json()['id']}", json=named, headers=HEADERS)
+            shown = await asked(api, "/v1/conversations", at_least=changed.json()["position"], q="zuleide")
+            assert [row["id"] for row in shown["items"]] == [opened["id"]]
+        ready = await api.get("/readyz")
+        assert (ready.status_code, {each["behind"] for each in ready.json()["projections"].values()}) == (200, {0})
+
+
+def test_who_wrote_reads_it_once_it_is_published_rebuilt_or_not(
+    database: str, kafka_bootstrap: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_missing(database)
+    settings = make_settings(kafka_bootstrap)
+    ensure_topics(settings)
+    with closing(CommandHandler(database, keys_of(database))) as handler:
+        demo.load(handler)
+        demo.give_token(handler, TOKEN)
+    with at_work(KafkaProjector(database, settings, partial(keys_of, database))):
+        with publishing(database, settings), EventLog(database) as log:
+            wait_until(lambda: positions(database) == {log.head()}, 180)
+        asyncio.run(ask_for_what_was_just_written(database, settings))
+    assert f"no publisher is live on {settings.events_topic}" in caplog.text
+    before = tables(database)
+    for model in SHARED_MODELS.values():
+        rebuilt(database, model)
+    assert tables(database) == before
+
+
+def project_from_kafka(database: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    given = os.environ | {"CONVERSAS_DATABASE_URL": database} | variables
+    return subprocess.run(
+        [sys.executable, "-m", "api", "project", "--from", "kafka"], cwd=ROOT, env=given, capture_output=True,
+        text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def test_it_says_what_is_missing(database: str, kafka_bootstrap: str) -> None:
+    refused = project_from_kafka(database)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("No Kafka is set: set CONVERSAS_KAFKA_BOOTSTRAP_SERVERS")
+    prefix = f"test-{uuid.uuid4()}"
+    refused = project_from_kafka(
+        database, CONVERSAS_KAFKA_BOOTSTRAP_SERVERS=kafka_bootstrap, CONVERSAS_KAFKA_TOPIC_PREFIX=prefix
+    )
+    assert refused.returncode == 1
+    assert f"Not projecting from Kafka: there is no topic {prefix}.events.v1 at {kafka_bootstrap}" in refused.stderr
+    assert "Traceback" not in refused.stderr
