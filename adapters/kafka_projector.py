@@ -19,11 +19,11 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from adapters.contact_keys import ContactKeys
-from adapters.kafka_topics import StartRefusedError, TopicSettings, find_events_topic
+from adapters.kafka_topics import TopicSettings, find_events_topic
 from adapters.postgres import Role, connect
 from adapters.projector import BATCH_SIZE, READ_MODELS, Projector
 from adapters.share_projector import FencedError, Keeper, Record, ShareProjector
-from adapters.shares import SHARED_MODELS, SharesChangedError, claim
+from adapters.shares import SHARED_MODELS, TopicRefusedError, claim
 from projections.read_model import ReadModel
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,6 @@ LONGEST_BATCH_SECONDS = 30
 CLOSE_MILLISECONDS = 5_000
 PATIENCE_SECONDS = 10.0
 """After which it says that nothing comes."""
-
-
-class TopicGoneError(Exception):
-    """Records that were not projected are not in the topic any more."""
 
 
 class KafkaProjector:
@@ -70,7 +66,7 @@ class KafkaProjector:
     def run(self, stop: threading.Event) -> None:
         """Project until ``stop`` is set.
 
-        Raises `StartRefusedError`, `TopicGoneError` or `OtherLogError` where a person must look.
+        Raises `StartRefusedError` or `TopicRefusedError` where a person must look.
         """
         others = threading.Thread(target=self._project_the_rest, args=(stop,), name="projector", daemon=True)
         others.start()
@@ -113,12 +109,9 @@ class KafkaProjector:
         settings = {"role": Role.PROJECTOR.value}
         with connect(self._conninfo, settings, application="conversas-projector") as connection:
             for model in SHARED_MODELS.values():
-                try:
-                    while claim(connection, model, topic_id, partitions):
-                        with contextlib.closing(Projector(self._conninfo, [model], keys=self._keys())) as projector:
-                            projector.advance(model, BATCH_SIZE)
-                except SharesChangedError as error:
-                    raise StartRefusedError(str(error)) from error
+                while claim(connection, model, topic_id, partitions):
+                    with contextlib.closing(Projector(self._conninfo, [model], keys=self._keys())) as projector:
+                        projector.advance(model, BATCH_SIZE)
         return topic_id
 
     def _warn_of_no_publisher(self) -> None:
@@ -189,7 +182,7 @@ class KafkaProjector:
             polled = consumer.poll(timeout_ms=POLL_MILLISECONDS)
         except OffsetOutOfRangeError as error:
             message = f"records of {self._topic} that were not projected are gone from it: {error}"
-            raise TopicGoneError(message) from error
+            raise TopicRefusedError(message) from error
         if self._is_assigned_anew:
             return {}
         found = {partition.partition: [_record(each) for each in records] for partition, records in polled.items()}

@@ -22,7 +22,7 @@ from adapters.contact_keys import NO_KEYS, Ciphers, ContactKeys
 from adapters.event_log import EventLog, EventRow, readable
 from adapters.postgres import LIMITS, Role, connect
 from adapters.projector import Projector, read_place
-from adapters.shares import SHARED_MODELS, Share, is_held, lock_shares, move_shares, read_shares
+from adapters.shares import SHARED_MODELS, Share, TopicRefusedError, is_held, lock_shares, move_shares, read_shares
 from domain.envelope import RecordedEvent, StreamType
 from projections.read_model import ReadModel
 
@@ -46,10 +46,6 @@ class FencedError(Exception):
     """Others have moved the shares meanwhile: begin anew from where they are."""
 
 
-class OtherLogError(Exception):
-    """The topic tells of events that this log does not have."""
-
-
 class _Events(dict[int, RecordedEvent]):
     """Events by position, opened and decoded when they are first asked for: one that cannot be halts who asks, and no
     other.
@@ -65,14 +61,14 @@ class _Events(dict[int, RecordedEvent]):
         return self._log.ciphers(self._rows.values())
 
     def require(self, record: Record) -> None:
-        """Raises `OtherLogError` where ``record`` is not of these events."""
+        """Raises `TopicRefusedError` where ``record`` is not of these events."""
         row = self._rows.get(record.position)
         if row is None or (row.stream_id, row.version) != (record.conversation_id, record.version):
             msg = (
                 f"the topic has version {record.version} of {record.conversation_id} at position {record.position},"
                 " and the log has not: was the database restored, or is it another one?"
             )
-            raise OtherLogError(msg)
+            raise TopicRefusedError(msg)
 
     def __missing__(self, position: int) -> RecordedEvent:
         event = self[position] = readable(self._rows[position], self._ciphers)
@@ -102,8 +98,8 @@ class ShareProjector:
         for model in self._models:
             shares = read_shares(self._connected(), model)
             if wanted - shares.keys():
-                msg = f"'{model.name}' has no share for the partitions {sorted(wanted - shares.keys())}"
-                raise FencedError(msg)
+                msg = f"'{model.name}' has no shares for the topic's partitions {sorted(wanted - shares.keys())}"
+                raise TopicRefusedError(msg)
             self._next |= {(model.name, each): shares[each].next_offset for each in wanted}
         return {each: self._first(each, [model.name for model in self._models]) for each in wanted}
 
@@ -120,7 +116,7 @@ class ShareProjector:
     def project(self, batch: Batch) -> None:
         """Apply to each read model what it lacks of ``batch``, which goes on from `following`.
 
-        Raises `FencedError`, `OtherLogError`, and `psycopg.OperationalError`: after them, `take` the partitions again.
+        Raises `TopicRefusedError`; and `FencedError` or `psycopg.OperationalError`: then `take` the partitions again.
         """
         events = self._read(batch)
         for model in self._models:
@@ -144,7 +140,7 @@ class ShareProjector:
         """Apply ``batch``; a share that cannot digest an event stays before it, says so, and holds up no other."""
         try:
             self.apply(model, batch, events)
-        except (psycopg.OperationalError, FencedError):
+        except (psycopg.OperationalError, FencedError, TopicRefusedError):
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
             log.warning("projection %s failed on a batch, trying event by event: %s", model.name, error)
@@ -154,7 +150,7 @@ class ShareProjector:
             for record in records:
                 try:
                     self.apply(model, {partition: [record]}, events)
-                except (psycopg.OperationalError, FencedError):
+                except (psycopg.OperationalError, FencedError, TopicRefusedError):
                     raise
                 except Exception as error:
                     log.exception("projection %s is halted in partition %d", model.name, partition)
@@ -186,8 +182,11 @@ class ShareProjector:
         """Lock the shares of ``partitions`` as they were taken; up to which position each is applied."""
         shares = lock_shares(connection, model, partitions)
         position, topic_id = read_place(connection, model)
+        if topic_id != self._topic_id:
+            msg = f"'{model.name}' is projected from another topic now"
+            raise TopicRefusedError(msg)
         expected = {partition: self._next[model.name, partition] for partition in partitions}
-        if {each: share.next_offset for each, share in shares.items()} != expected or topic_id != self._topic_id:
+        if {each: share.next_offset for each, share in shares.items()} != expected:
             msg = f"others have moved '{model.name}' on in the partitions {partitions}"
             raise FencedError(msg)
         return {partition: max(share.position, position) for partition, share in shares.items()}

@@ -86,7 +86,7 @@ def claim(connection: psycopg.Connection, model: ReadModel, topic_id: str, parti
         if former == topic_id:
             if len(shares) != partitions:
                 msg = f"the events topic had {len(shares)} partitions and now has {partitions}: their order is lost"
-                raise SharesChangedError(msg)
+                raise TopicRefusedError(msg)
             return 0
         foremost = max((share.position for share in shares.values()), default=0)
         if foremost > position:
@@ -100,8 +100,10 @@ def claim(connection: psycopg.Connection, model: ReadModel, topic_id: str, parti
     return 0
 
 
-class SharesChangedError(Exception):
-    """The topic has another number of partitions than the read model has shares."""
+class TopicRefusedError(Exception):
+    """What the topic has, or what is left of it, is not what is to be projected; a person must look, the message says
+    why.
+    """
 
 
 def not_held(events: Sequence[RecordedEvent], shares: Mapping[int, Share]) -> list[RecordedEvent]:

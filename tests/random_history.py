@@ -1,7 +1,7 @@
 """A log of random commands, or what the rules have left of them: for tests of whatever is folded from a log."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -75,7 +75,7 @@ def some_details(chance: random.Random) -> ContactDetails:
     )
 
 
-def some_command(chance: random.Random) -> Command:
+def some_command(chance: random.Random, contacts: Sequence[UUID] = CONTACTS) -> Command:
     sector, agent = chance.choice([*SECTORS, None]), chance.choice([*AGENTS, None])
     message: dict[str, Any] = {"message_id": UUID(int=chance.getrandbits(128)), "text": "olá"}
     author = Actor(kind=ActorKind.AGENT, id=str(chance.choice(AGENTS)))
@@ -84,7 +84,7 @@ def some_command(chance: random.Random) -> Command:
             lambda: OpenConversation(
                 protocol=f"p{chance.randrange(99)}",
                 channel="phone",
-                contact_id=chance.choice(CONTACTS),
+                contact_id=chance.choice(contacts),
                 sector_id=sector,
                 subject="assunto",
             ),
@@ -105,7 +105,7 @@ def some_command(chance: random.Random) -> Command:
             lambda: RemoveLabel(label=chance.choice(["vip", "novo"])),
             lambda: ChangePriority(priority=chance.choice(list(Priority))),
             lambda: SetAttribute(key="pedido", value=chance.choice([1, "dois", None])),
-            lambda: ReassignContact(contact_id=chance.choice(CONTACTS)),
+            lambda: ReassignContact(contact_id=chance.choice(contacts)),
             lambda: ChangeContactDetails(details=some_details(chance)),
         ]
     )()
@@ -149,11 +149,15 @@ def setting_up(chance: random.Random) -> list[Request]:
     return [request(chance, *each, START) for each in setup]
 
 
-def some_request(chance: random.Random, at: datetime) -> Request:
-    command = some_command(chance)
-    return request(
-        chance, chance.choice(CONTACTS if isinstance(command, ChangeContactDetails) else CONVERSATIONS), command, at
-    )
+def some_request(
+    chance: random.Random,
+    at: datetime,
+    conversations: Sequence[UUID] = CONVERSATIONS,
+    contacts: Sequence[UUID] = CONTACTS,
+) -> Request:
+    command = some_command(chance, contacts)
+    streams = contacts if isinstance(command, ChangeContactDetails) else conversations
+    return request(chance, chance.choice(streams), command, at)
 
 
 def handle(handler: CommandHandler, requests: list[Request]) -> None:

@@ -12,6 +12,7 @@ import typer
 from adapters.contact_keys import ContactKeys
 from adapters.event_log import EventLog
 from adapters.postgres import Role
+from adapters.shares import TopicRefusedError
 from api.cli.shell import app, database, load_settings, out
 from api.settings import PREFIX, SCHEMA_SUFFIX, Settings, kafka_security, schema_base
 from api.supervisor import stop_on_signals
@@ -63,13 +64,12 @@ def project_from_kafka(
     url: str, wanted: "TopicSettings", keys: Callable[[], ContactKeys], stop: threading.Event
 ) -> None:
     """Project what is published, until ``stop`` is set; ends the program with a sentence where it cannot go on."""
-    from adapters.kafka_projector import KafkaProjector, TopicGoneError  # noqa: PLC0415  # see above
+    from adapters.kafka_projector import KafkaProjector  # noqa: PLC0415  # see above
     from adapters.kafka_topics import StartRefusedError  # noqa: PLC0415  # see above
-    from adapters.share_projector import OtherLogError  # noqa: PLC0415  # see above
 
     try:
         KafkaProjector(url, wanted, keys).run(stop)
-    except (StartRefusedError, TopicGoneError, OtherLogError) as error:
+    except (StartRefusedError, TopicRefusedError) as error:
         raise SystemExit(f"Not projecting from Kafka: {error}.") from None
 
 

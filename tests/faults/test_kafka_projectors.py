@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from agreement import check_that_all_agree  # a child process has to be told where it is
 from contact_keyring import keys_of
-from random_history import START, handle, request, setting_up, some_details, some_request
+from random_history import CONTACTS, START, handle, request, setting_up, some_details, some_request
 from rig import CAMPAIGN, ROOT, assert_live_equals_rebuilt, assert_projected, head, query, wait_until
 
 from adapters.command_handler import CommandHandler
@@ -171,15 +172,16 @@ def published(conninfo: str, servers: str) -> Iterator[PublisherSettings]:
 
 
 class Traffic:
-    """Random commands on few conversations and fewer contacts, and new ones of both, while anybody wants them; some of
-    the new ones are erased soon, while their conversation goes on.
+    """Random commands on the conversations and contacts that were new last, and again new ones of both, while anybody
+    wants them; some of the contacts are erased soon, while their conversation goes on.
     """
 
     def __init__(self, conninfo: str) -> None:
         self._handler = CommandHandler(conninfo, keys_of(conninfo))
         self._chance = random.Random(5)
         self._at = START
-        self._last: tuple[UUID, UUID] | None = None
+        # Few enough to meet; the others rest, so that what a comparison costs does not grow with the square.
+        self._contacts, self._conversations = deque(CONTACTS, 12), deque[UUID](maxlen=40)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         handle(self._handler, setting_up(self._chance))
@@ -188,8 +190,15 @@ class Traffic:
         """Some commands; the first is about somebody new, who changes just then."""
         chance = self._chance
         self._at += timedelta(seconds=chance.randrange(300))
+        requests = []
+        if self._conversations and chance.random() < 0.3:
+            conversation = self._conversations[-1]
+            requests.append(request(chance, self._contacts[-1], EraseContact(), self._at))
+            requests.append(request(chance, conversation, Finalize(surface=Surface.LISTING, outcome="ok"), self._at))
         contact, conversation = (UUID(int=chance.getrandbits(128)) for _ in range(2))
-        requests = [
+        self._contacts.append(contact)
+        self._conversations.append(conversation)
+        requests += [
             request(chance, contact, RegisterContact(contact_id=contact, details=some_details(chance)), self._at),
             request(
                 chance,
@@ -199,11 +208,7 @@ class Traffic:
             ),
             request(chance, conversation, SetAttribute(key="pedido", value=1), self._at),
         ]
-        if self._last and chance.random() < 0.3:
-            requests.append(request(chance, self._last[0], EraseContact(), self._at))
-            requests.append(request(chance, self._last[1], Finalize(surface=Surface.LISTING, outcome="ok"), self._at))
-        self._last = contact, conversation
-        requests += [some_request(chance, self._at) for _ in range(commands)]
+        requests += [some_request(chance, self._at, self._conversations, self._contacts) for _ in range(commands)]
         handle(self._handler, requests)
 
     def receive(self, conversations: Sequence[UUID]) -> None:

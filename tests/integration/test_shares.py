@@ -28,8 +28,8 @@ from adapters.contact_keys import ContactKeys
 from adapters.event_log import EventLog
 from adapters.projector import READ_MODELS, Projector, create_missing
 from adapters.rebuild import rebuild
-from adapters.share_projector import FencedError, Keeper, OtherLogError, Record, ShareProjector
-from adapters.shares import SHARED_MODELS, SharesChangedError, claim
+from adapters.share_projector import FencedError, Keeper, Record, ShareProjector
+from adapters.shares import SHARED_MODELS, TopicRefusedError, claim
 from domain.commands import (
     AddLabel,
     ChangeContactDetails,
@@ -455,7 +455,7 @@ def test_the_topic_of_another_log_is_refused(database: str) -> None:
         projector.take(range(PARTITIONS))
         mine = next(record for records in topic_of(database) for record in records)
         for wrong in (mine._replace(version=7), mine._replace(position=10**9), mine._replace(conversation_id=uuid4())):
-            with pytest.raises(OtherLogError):
+            with pytest.raises(TopicRefusedError):
                 projector.project({0: [wrong]})
 
 
@@ -475,7 +475,7 @@ def test_another_topic_is_begun_from_its_beginning_and_the_former_is_left(databa
         divide(database, "another topic", 5)
         with closing(CommandHandler(database, keys_of(database))) as handler:
             handle(handler, [some_request(random.Random(4), START) for _ in range(100)])
-        with pytest.raises(FencedError):
+        with pytest.raises(TopicRefusedError):
             former.project(some_of(former, topic, [0, 1, 2], 20))
     project_all(database, topic_of(database, 5), "another topic")
     check_that_all_agree(database)
@@ -483,5 +483,7 @@ def test_another_topic_is_begun_from_its_beginning_and_the_former_is_left(databa
 
 def test_a_topic_that_got_more_partitions_is_refused(database: str) -> None:
     divide(database)
-    with psycopg.connect(database) as connection, pytest.raises(SharesChangedError):
+    with psycopg.connect(database) as connection, pytest.raises(TopicRefusedError):
         claim(connection, SHARED_MODELS["listing"], "a topic", PARTITIONS + 1)
+    with closing(shares_of(database)) as projector, pytest.raises(TopicRefusedError):
+        projector.take(range(PARTITIONS + 1))
