@@ -203,6 +203,8 @@ class KafkaProjector:
         for each in partitions:
             consumer.seek(each, self._reads_at[each.partition])
         consumer.resume(*partitions)
+        if partitions:
+            log.info("projecting the partitions %s of %s", sorted(self._reads_at), self._topic)
 
     def _read_on(self, consumer: Any) -> None:
         """Go back to what a halted read model lacks, once it is to be tried again."""

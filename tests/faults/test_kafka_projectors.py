@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from uuid import UUID, uuid4
 
 import psutil
@@ -88,7 +88,7 @@ KINDS = {"ours": ShareProjector, "sleepy": Sleepy, "unfenced": Unfenced}
 
 def program(kind: str, conninfo: str, servers: str, prefix: str, after: str) -> None:
     """Project from Kafka until SIGTERM."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -99,10 +99,6 @@ def program(kind: str, conninfo: str, servers: str, prefix: str, after: str) -> 
     class Chosen(KafkaProjector):
         def _share_projector(self, topic_id: str) -> ShareProjector:
             return chosen(conninfo, topic_id, keys=keys_of(conninfo))
-
-        def _take(self, consumer: Any) -> None:
-            super()._take(consumer)
-            logging.getLogger("test").warning("%d is a member", os.getpid())
 
     keys = partial(keys_of, conninfo)
     Chosen(conninfo, TopicSettings(servers, prefix), keys, session_seconds=SESSION_SECONDS).run(stop)
@@ -131,7 +127,11 @@ class Group:
             environment = os.environ | {"PYTHONWARNINGS": "ignore"}
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self.processes.append(process)
-        wait_until(lambda: b"%d is a member" % process.pid in self.said() or process.poll(), "it is a member", 180)
+        wait_until(
+            lambda: b"%d INFO projecting the partitions" % process.pid in self.said() or process.poll(),
+            "it is a member",
+            180,
+        )
         return process
 
     def leave(self, process: subprocess.Popen[bytes]) -> None:
