@@ -4,6 +4,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import contact_keyring  # noqa: F401  # it sets the master key
@@ -49,10 +50,23 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given:
         yield given
         return
+    with _own_broker(tmp_path_factory) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def kafka_on_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """host:port of our own Kafka that no test harms, and where its segments are, also those of other tests."""
+    with _own_broker(tmp_path_factory) as broker:
+        yield broker
+
+
+@contextmanager
+def _own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     base = tmp_path_factory.getbasetemp()
     try:
-        with shared_broker((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kafka") as address:
-            yield address
+        with shared_broker((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kafka") as broker:
+            yield broker
     except KafkaUnavailableError as error:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
 

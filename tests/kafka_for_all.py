@@ -31,8 +31,8 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def shared_broker(directory: Path) -> Iterator[str]:
-    """host:port of the broker that all who name this directory share; raises `KafkaUnavailableError`."""
+def shared_broker(directory: Path) -> Iterator[tuple[str, Path]]:
+    """host:port and files of the broker that all who name this directory share; raises `KafkaUnavailableError`."""
     directory.mkdir(exist_ok=True)
     pipe = directory / "users"
     with locked(directory):
@@ -43,7 +43,8 @@ def shared_broker(directory: Path) -> Iterator[str]:
                 raise
             writer = _start(directory, pipe)
     try:
-        yield (directory / "address").read_text()
+        address, files = (directory / "address").read_text().splitlines()
+        yield address, Path(files)
     finally:
         os.close(writer)
 
@@ -73,7 +74,7 @@ def hold(directory: Path) -> None:
     reader = os.open(directory / "users", os.O_RDONLY | os.O_NONBLOCK)
     try:
         with KafkaBroker(cache=CACHE) as broker:
-            (directory / "address").write_text(broker.bootstrap_servers)
+            (directory / "address").write_text(f"{broker.bootstrap_servers}\n{broker.log_path.parent}")
             print("ready", flush=True)  # noqa: T201  # to whom started it
             users = select.poll()
             users.register(reader, select.POLLIN)
