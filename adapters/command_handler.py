@@ -147,7 +147,7 @@ class _Batch:
     folded: dict[Key, _Folded]
     answered: dict[tuple[UUID, str], tuple[bytes, dict[str, Any]]]
     ciphers: dict[Person, Cipher | None] | None
-    """The keys of those who may be written about, None for who is erased; None: nothing is sealed."""
+    """The keys of those who may be written about, None for who is erased; None: nothing is said of anybody."""
     erased: list[Person] = field(default_factory=list)
     rows: list[EventRow] = field(default_factory=list)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
@@ -192,7 +192,7 @@ where s.workspace_id = erased.workspace_id and s.contact_id = erased.contact_id"
 class CommandHandler:
     """Handles batches of requests over one connection. Used by one thread at a time.
 
-    What names a person is sealed with ``keys``; without them, in tests and benchmarks, it is stored in clear.
+    What says something of a contact is sealed with ``keys``, and without them (None) it is not recorded at all.
     """
 
     lock_statement = f"select pg_advisory_xact_lock({APPEND_LOCK})"
@@ -200,7 +200,7 @@ class CommandHandler:
     def __init__(
         self,
         conninfo: str,
-        keys: ContactKeys | None = None,
+        keys: ContactKeys | None,
         *,
         cached_states: int = 20_000,
         patience_seconds: float = 30.0,
@@ -645,11 +645,14 @@ def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outc
 def _stored(event: Event, stream: Stream, version: int, ciphers: Ciphers | None) -> bytes:
     """The event as it is stored: what it says of a contact is sealed.
 
-    Raises `ContactAlreadyErasedError` where it says something of a contact who is erased.
+    Raises `ContactAlreadyErasedError` where it says something of a contact who is erased, and `KeyMissingError` where
+    there are no keys: it is never stored in clear.
     """
     data = codec.encode(event)
-    if ciphers is None or not sealing.says_something(event.TOPIC, data):
+    if not sealing.says_something(event.TOPIC, data):
         return data
+    if ciphers is None:
+        raise KeyMissingError("who writes has no keys of contacts, and what is said of them is not stored in clear")
     cipher = ciphers[stream.workspace_id, sealing.contact_of(data)]
     if cipher is None:
         raise ContactAlreadyErasedError

@@ -39,7 +39,7 @@ from eventsourcing.utils import Environment, EnvType, resolve_topic, strtobool
 from psycopg.rows import args_row
 from psycopg_pool import ConnectionPool
 
-from adapters import codec
+from adapters import codec, sealing
 from adapters.event_log import HEAD, EventLog, EventRow, append
 from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, MIGRATION_LOCK, WRITER_LIMITS, Role, with_settings
 from domain.decider import DECIDERS, State
@@ -293,8 +293,10 @@ class SnapshotRecorder(_StreamReader):
 class Recorder(_StreamReader, ApplicationRecorder):
     """One workspace's events in the log. Positions are dense over all workspaces, so one alone may see gaps.
 
-    New streams are of ``stream_type``. Events of ours are held to the envelope's invariants (gapless versions from 1,
-    one type per stream); topics that are not ours only to what the library asks, a unique version.
+    New streams are of ``stream_type``. What says something of a contact is refused: the library has no keys to seal it
+    with, and reads of what was sealed that it says nothing. Events of ours are held to the envelope's invariants
+    (gapless versions from 1, one type per stream); topics that are not ours only to what the library asks, a unique
+    version.
     """
 
     TABLE = "events"
@@ -316,8 +318,8 @@ class Recorder(_StreamReader, ApplicationRecorder):
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int]:
         """Append ``stored_events``; their positions. ``metadata`` (a `Metadata`) says who and when.
 
-        Raises `IntegrityError` where a version is taken, and `OperationalError` where the append lock cannot be had
-        in time; then nothing was changed.
+        Raises `IntegrityError` where a version is taken, `DataError` where one says something of a contact, and
+        `OperationalError` where the append lock cannot be had in time; then nothing was changed.
         """
         return self.database.transact(lambda connection: self.insert(connection, stored_events, **kwargs))
 
@@ -325,6 +327,10 @@ class Recorder(_StreamReader, ApplicationRecorder):
         """As `insert_events`, in the transaction under way."""
         if not stored_events:
             return []
+        for event in stored_events:
+            if sealing.says_something(event.topic, event.state):
+                which = f"{event.originator_id}:{event.originator_version}"
+                raise persistence.DataError(f"{which} says something of a contact, and there is no key to seal it with")
         head, now = self._lock(connection)
         self._check_versions(connection, [event for event in stored_events if event.topic in EVENTS])
         request_id = uuid4()

@@ -26,7 +26,7 @@ from adapters.projector import READ_MODELS, Projector
 from adapters.writer import Writer
 from benchmarks.measuring import Bench, Sample, Stopwatch, goal, middle, ratio, table
 from benchmarks.store import _write
-from benchmarks.workload import WORKSPACE, conversations, note
+from benchmarks.workload import WORKSPACE, conversations, keys, note
 from domain.merkle import Span, inclusion_spans, is_included
 from projections.tree import FIND_QUERY, TILES_QUERY, Tile, _Growing, coordinates, hashes_of, index_in, tiles_of
 
@@ -37,14 +37,15 @@ WITH, WITHOUT = "all read models", "all but the tree"
 
 
 def _project(conninfo: str, kind: str, stop: Event) -> None:
-    with closing(Projector(conninfo, [model for model in READ_MODELS if kind == WITH or model.name != "tree"])) as ours:
+    models = [model for model in READ_MODELS if kind == WITH or model.name != "tree"]
+    with closing(Projector(conninfo, models, keys=keys(conninfo))) as ours:
         while not stop.is_set():
             if not ours.advance_all():
                 sleep(0.01)
 
 
 async def _append(bench: Bench, conninfo: str, seconds: float) -> Sample:
-    handler = CommandHandler(conninfo)
+    handler = CommandHandler(conninfo, keys(conninfo))
     prepared = [[note(id_) for _ in range(8)] for id_ in conversations(handler, WRITERS)]
     with closing(Writer(handler)) as writer:
         await asyncio.gather(*(writer.execute(requests[-1]) for requests in prepared))
@@ -78,7 +79,7 @@ def _appending(bench: Bench) -> None:
 
 def _bundles(bench: Bench) -> None:
     conninfo, count = bench.database(read_models=True), BUNDLE // (10 if bench.is_quick else 1)
-    with closing(CommandHandler(conninfo)) as handler:
+    with closing(CommandHandler(conninfo, keys(conninfo))) as handler:
         ids = conversations(handler, 1_000)
         for start in range(0, count, 500):
             handler.handle([note(ids[(start + number) % len(ids)]) for number in range(500)])

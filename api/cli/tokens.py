@@ -44,7 +44,7 @@ def create(
     secret, grants = new_secret(), _grants(only)
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
     actor = Actor(kind=ActorKind.AGENT, id=str(agent)) if agent else Actor(kind=ActorKind.INTEGRATION, id=integration)
-    with database(load_settings()) as url, closing(CommandHandler(url)) as handler:
+    with database(load_settings()) as url, closing(CommandHandler(url, None)) as handler:
         ensure_workspace(handler, workspace)
         command = IssueToken(
             name=name,
@@ -94,6 +94,6 @@ def revoke(
     workspace: Workspace = "demo",
 ) -> None:
     """Make an access token stop working."""
-    with database(load_settings()) as url, closing(CommandHandler(url)) as handler:
+    with database(load_settings()) as url, closing(CommandHandler(url, None)) as handler:
         outcome = execute(handler, workspace, token, RevokeToken(reason=reason))
     out.print("Revoked." if outcome.events else "It was revoked already.")

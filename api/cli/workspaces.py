@@ -41,7 +41,7 @@ def create(
     name: Annotated[str | None, typer.Option(help="the company's name; else the slug")] = None,
 ) -> None:
     """Make a workspace. Where it is there already under the same name, nothing happens."""
-    with database(load_settings()) as url, closing(CommandHandler(url)) as handler:
+    with database(load_settings()) as url, closing(CommandHandler(url, None)) as handler:
         try:
             command = CreateWorkspace(slug=slug, name=a_name(name) if name is not None else slug)
             outcome = execute(handler, slug, demo.workspace_id(slug), command)
@@ -72,7 +72,7 @@ def create_admin(name: PersonName, workspace: Workspace = "demo") -> None:
     agent_id, secret = uuid4(), new_secret()
     actor = Actor(kind=ActorKind.AGENT, id=str(agent_id))
     issue = IssueToken(name="first token", secret_sha256=digest(secret.encode()), actor=actor, role="admin")
-    with database(load_settings()) as url, closing(CommandHandler(url)) as handler:
+    with database(load_settings()) as url, closing(CommandHandler(url, None)) as handler:
         ensure_workspace(handler, workspace)
         execute(handler, workspace, agent_id, RegisterAgent(name=name, role="admin"))
         token = execute(handler, workspace, uuid4(), issue)

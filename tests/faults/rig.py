@@ -66,8 +66,8 @@ def opening(number: int) -> OpenConversation:
 
 @contextmanager
 def handling(conninfo: str, kind: type[CommandHandler] = CommandHandler, **options: Any) -> Iterator[CommandHandler]:
-    """A handler that gives its connection back."""
-    handler = kind(conninfo, **options)
+    """A handler that gives its connections back; its keys are beside the log unless ``keys`` says otherwise."""
+    handler = kind(conninfo, options.pop("keys", None) or keys_of(conninfo), **options)
     try:
         yield handler
     finally:

@@ -48,7 +48,7 @@ from projections.history import History
 from projections.listing import Listing
 from projections.read_model import ReadModel
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("stored_in_clear")]
 
 LISTING = next(model for model in READ_MODELS if isinstance(model, Listing))
 HISTORY = next(model for model in READ_MODELS if isinstance(model, History))

@@ -36,7 +36,7 @@ from domain.leaves import digest_of, envelope_of, origin_of, tag_of
 from domain.merkle import Frontier
 from projections.tree import LogBrokenError, Tree
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("stored_in_clear")]
 
 OURS, OTHERS = UUID(int=1), UUID(int=9)
 PREFIX = "conversas.example"

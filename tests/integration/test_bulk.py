@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from psycopg_pool import AsyncConnectionPool
 
 from adapters.bulk import BulkRunner, Wanted, start
@@ -39,7 +40,7 @@ class Holders(Identity):
 def loaded(database: str) -> str:
     """A database with the demo workspace."""
     create_missing(database)
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         demo.load(handler)
     return database
 
@@ -55,7 +56,7 @@ def run(conninfo: str, act: Callable[[BulkRunner, Pool], Awaitable[None]], chunk
         return AsyncConnectionPool(limited, min_size=1, max_size=1, open=False, kwargs={"autocommit": True})
 
     async def inside() -> None:
-        writer = Writer(CommandHandler(conninfo))
+        writer = Writer(CommandHandler(conninfo, keys_of(conninfo)))
         async with pool(Role.WRITER) as writing, pool(Role.READER) as reading:
             try:
                 await act(BulkRunner(writing, writer, Holders(writing, 0), chunk=chunk, keep_days=30), reading)

@@ -4,6 +4,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from contact_keyring import keys_of
 
 from adapters.command_handler import CommandHandler
 from api import demo
@@ -11,7 +12,7 @@ from domain.commands import RegisterAgent
 
 
 def test_what_another_version_has_loaded_stays(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         assert demo.load(handler) > 0
         assert demo.load(handler) == 0
         told = list(demo._story())

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 import pytest
 from agreement import all_events
+from contact_keyring import keys_of
 from in_process import id_of, prepare, project
 from naive_episodes import episodes
 from psycopg.rows import dict_row
@@ -99,7 +100,7 @@ def filled(postgres_url: str) -> Iterator[str]:
         connection.execute("create database episode_totals template template_conversas")
         database = psycopg.conninfo.make_conninfo(postgres_url, dbname="episode_totals")
         prepare(database)
-        with closing(CommandHandler(database)) as handler:
+        with closing(CommandHandler(database, keys_of(database))) as handler:
             for workspace in (WORKSPACE, ELSEWHERE):
                 caller = Caller(workspace, ADMIN, BUILT_IN_ROLES["admin"])
                 asked = [

@@ -20,10 +20,11 @@ from uuid import UUID
 import pandas as pd
 import psycopg
 import pytest
-from contact_keyring import keys_of
+from contact_keyring import keys_of, rows_in_clear
 from psycopg.conninfo import make_conninfo
 
 from adapters.command_handler import Answer, CommandHandler, Request, UnavailableError
+from adapters.event_log import EventRow
 from adapters.importers import ImportStoppedError, Report, import_file, loading
 
 ROOT = Path(__file__).parents[2]
@@ -127,9 +128,8 @@ def stood(events: pd.DataFrame) -> dict[str, tuple[str, str | None, str | None]]
     return after
 
 
-def load(conninfo: str, path: Path, *, sealed: bool = False, **options: object) -> Report:
-    """Import ``path``; in clear, so that notes can be read from the log, unless ``sealed``."""
-    handler = CommandHandler(conninfo, keys_of(conninfo) if sealed else None)
+def load(conninfo: str, path: Path, **options: object) -> Report:
+    handler = CommandHandler(conninfo, keys_of(conninfo))
     try:
         return import_file(handler, WORKSPACE, path, "servicenow", **options)  # type: ignore[arg-type]
     finally:
@@ -138,11 +138,18 @@ def load(conninfo: str, path: Path, *, sealed: bool = False, **options: object) 
 
 def everything(conninfo: str) -> list[tuple[object, ...]]:
     """All that a replay of the log could tell apart, but for when and by which run it was recorded."""
-    query = """
-        select stream_type, stream_id, version, topic, data, actor_kind, actor_id, surface, occurred_at, causation_id
-        from events order by workspace_id, stream_id, version"""
-    with psycopg.connect(conninfo) as connection:
-        return connection.execute(query).fetchall()
+    rows = sorted(rows_in_clear(conninfo), key=lambda row: (row.workspace_id, row.stream_id, row.version))
+    return [
+        (
+            *(row.stream_type, row.stream_id, row.version, row.topic, row.data, row.actor_kind, row.actor_id),
+            *(row.surface, row.occurred_at, row.causation_id),
+        )
+        for row in rows
+    ]
+
+
+def is_note(row: EventRow) -> bool:
+    return row.topic == "note-added.v1"
 
 
 @pytest.fixture
@@ -151,7 +158,8 @@ def another_database(postgres_url: str) -> Iterator[str]:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"create database {name} template template_conversas")
         yield make_conninfo(postgres_url, dbname=name)
-        connection.execute(f"drop database {name} with (force)")
+        for each in (name, f"{name}_keys"):
+            connection.execute(f"drop database if exists {each} with (force)")
 
 
 REAL_MARK = pytest.mark.skipif(not REAL.exists(), reason=f"the real log is not at {REAL}")
@@ -213,7 +221,7 @@ def test_the_log_becomes_what_an_independent_reading_says(path: Path, request: p
     ).all()
 
     # Again: nothing.
-    again = load(database, path, sealed=path == REAL)
+    again = load(database, path)
     assert (again.events, again.changes, again.rejected_count) == (0, Counter(), 0)
     assert again.already_present == sum(report.changes.values())
     with psycopg.connect(database) as connection:
@@ -240,8 +248,7 @@ def test_a_finalization_from_the_inbox_is_the_assignees(database: str) -> None:
 
 def test_a_row_that_the_rules_refuse_is_noted_with_columns_and_reason(database: str) -> None:
     report = load(database, SAMPLE)
-    events = recorded(database)
-    notes = [data["personal"]["text"] for data in events[events["topic"] == "note-added.v1"]["data"]]
+    notes = [json.loads(row.data)["personal"]["text"] for row in rows_in_clear(database) if is_note(row)]
     refused = [text for text in notes if "Refused" in text]
     assert refused
     assert all("conversation-already-finalized" in text for text in refused)
@@ -265,12 +272,15 @@ def test_a_killed_import_continues_to_the_same_events(database: str, another_dat
     script = (
         "import sys, uuid; from pathlib import Path; from adapters.importers import import_file;"
         "from adapters.writer import CommandHandler;"
-        "import_file(CommandHandler(sys.argv[1]), uuid.UUID(int=7), Path(sys.argv[2]), 'servicenow')"
+        "from contact_keyring import keys_of;"
+        "handler = CommandHandler(sys.argv[1], keys_of(sys.argv[1]));"
+        "import_file(handler, uuid.UUID(int=7), Path(sys.argv[2]), 'servicenow')"
     )
     whole = load(another_database, path)
     killed_at = []
     for share in (4, 2):
-        with subprocess.Popen([sys.executable, "-c", script, database, str(path)], cwd=ROOT) as process:
+        command, paths = [sys.executable, "-c", script, database, str(path)], {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        with subprocess.Popen(command, cwd=ROOT, env=os.environ | paths) as process:
             _wait_for_events(database, whole.events // share)
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
@@ -400,7 +410,7 @@ class Absent:
 
 def test_an_import_outlasts_a_short_absence_of_the_database(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "RETRY_SECONDS", 0)
-    handler = CommandHandler(database)
+    handler = CommandHandler(database, keys_of(database))
     report = import_file(Absent(handler, times=3), WORKSPACE, SAMPLE, "servicenow")
     handler.close()
     assert report.changes["opened"] == reading(SAMPLE)["number"].nunique()
@@ -409,7 +419,7 @@ def test_an_import_outlasts_a_short_absence_of_the_database(database: str, monke
 def test_an_import_gives_up_on_a_long_one_and_says_how_to_go_on(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "RETRY_SECONDS", 0)
     monkeypatch.setattr(loading, "PATIENCE_SECONDS", 0.05)
-    handler = CommandHandler(database)
+    handler = CommandHandler(database, keys_of(database))
     with pytest.raises(ImportStoppedError, match=r"stopped at line 2: .* Run the import again to continue\."):
         import_file(Absent(handler, times=1_000_000), WORKSPACE, SAMPLE, "servicenow")
     handler.close()
@@ -432,7 +442,7 @@ def test_what_was_changed_here_meanwhile_leaves_a_trace_of_the_row(database: str
     assert set(expected[expected["number"] == case["number"]]["id"]) <= set(events["causation_id"].dropna())
     assert any("conversation-already-finalized" in noted.reason for noted in report.noted.kept)
     assert (report.rejected_count, report.exit_code) == (0, 0)
-    notes = [json.dumps(data) for data in events[events["causation_id"] == case["id"]]["data"]]
+    notes = [row.data.decode() for row in rows_in_clear(database) if row.causation_id == case["id"]]
     assert any("Refused: transferred: conversation-already-finalized" in note for note in notes)
     again = load(database, path)
     assert (again.events, again.rejected_count, again.noted.count) == (0, 0, 0)
@@ -445,7 +455,7 @@ def _finalize_all(conninfo: str) -> None:
     from domain.permissions import BUILT_IN_ROLES, Caller  # noqa: PLC0415
 
     caller = Caller(WORKSPACE, loading.SYSTEM, BUILT_IN_ROLES["admin"])
-    handler = CommandHandler(conninfo)
+    handler = CommandHandler(conninfo, keys_of(conninfo))
     for stream in set(recorded(conninfo)["stream_id"]):
         request = Request(
             stream=Stream(WORKSPACE, StreamType.CONVERSATION, UUID(stream)),

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from contact_keyring import keys_of
 from feed import (
     PARTITIONS,
     SECRET,
@@ -237,7 +238,7 @@ def test_the_real_log_gives_histories_and_the_conversations_of_a_contact(databas
         [answer] = handler.handle([request])
         assert not isinstance(answer, Exception), answer
 
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         for contact in (first, second):
             do(handler, contact, RegisterContact(contact_id=contact, details=ContactDetails()))
         do(handler, one, OpenConversation(protocol="1", channel="whatsapp", contact_id=first))

@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from feed import (
     SECRET,
     SPACE,
@@ -131,7 +132,7 @@ def test_what_the_api_shows_of_a_publisher_goes_on_over_restarts(database: str, 
 
 def test_what_is_not_published_is_counted_and_has_an_age(database: str, settings: PublisherSettings) -> None:
     publish(history(3), database, settings)
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         request_id, caller = uuid.uuid4(), Caller(SPACE, Actor(kind=ActorKind.SYSTEM, id="t"), BUILT_IN_ROLES["admin"])
         for number in range(5):
             stream = Stream(SPACE, StreamType.CONTACT, id_of(f"{number}"))

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ACLResourcePatternType, ResourcePattern, ResourceType
 
@@ -143,7 +144,7 @@ def conversas(command: str, variables: dict[str, str]) -> subprocess.CompletedPr
 
 
 def fill(database: str) -> None:
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         demo.load(handler)
 
 

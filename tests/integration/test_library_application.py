@@ -16,8 +16,10 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from eventsourcing.application import AggregateNotFoundError, Application
 from eventsourcing.persistence import (
+    DataError,
     IntegrityError,
     MapperDeserialisationError,
     OperationalError,
@@ -27,15 +29,26 @@ from eventsourcing.persistence import (
 from eventsourcing.projection import ApplicationSubscription, Projection, ProjectionRunner
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from adapters import codec
+from adapters import codec, sealing
 from adapters.command_handler import CommandHandler, Outcome, Request
+from adapters.contact_keys import KeyMissingError
 from adapters.event_log import EventLog
 from adapters.postgres import APPEND_LOCK, WRITER_LIMITS
 from adapters.recorder import Database, PositionRecorder, Recorder, StreamEvent, projector
-from domain.commands import AddLabel, ChangePriority, Command, OpenConversation, RegisterContact
+from domain.commands import AddLabel, AddNote, ChangePriority, Command, OpenConversation, RegisterContact
 from domain.conversation import Conversation
 from domain.envelope import Metadata, Stream, StreamType
-from domain.events import Actor, ActorKind, ContactDetails, LabelAdded, Priority, PriorityChanged, Surface
+from domain.events import (
+    Actor,
+    ActorKind,
+    ContactDetails,
+    LabelAdded,
+    NoteAdded,
+    NotePersonal,
+    Priority,
+    PriorityChanged,
+    Surface,
+)
 from domain.permissions import Caller, Permission, Scope
 
 WORKSPACE, OTHER = UUID(int=1), UUID(int=2)
@@ -50,8 +63,11 @@ Handle = Callable[..., Outcome]
 @pytest.fixture
 def handle(database: str) -> Iterator[Handle]:
     """Handle a command as our service does."""
-    handler = CommandHandler(database)
+    with closing(CommandHandler(database, keys_of(database))) as handler:
+        yield handling(handler)
 
+
+def handling(handler: CommandHandler) -> Handle:
     def do(command: Command, stream_id: UUID = CONVERSATION, workspace_id: UUID = WORKSPACE) -> Outcome:
         (answer,) = handler.handle(
             [
@@ -71,8 +87,7 @@ def handle(database: str) -> Iterator[Handle]:
             raise answer
         return answer
 
-    yield do
-    handler.close()
+    return do
 
 
 @pytest.fixture
@@ -109,6 +124,46 @@ def everything(recorder: Recorder) -> list[tuple[UUID | str, int]]:
     return [(event.originator_id, event.originator_version) for event in recorder.select_notifications(None, 100)]
 
 
+def noted(application: Application[UUID]) -> None:
+    """Have the library record a note."""
+    said = NoteAdded(message_id=uuid4(), author=ALICE, contact_id=CONTACT, personal=NotePersonal(text="em segredo"))
+    application.events.put([StreamEvent(CONVERSATION, 2, said)])
+
+
+def is_in_the_log(database: str, text: str) -> bool:
+    with EventLog(database) as reader:
+        return any(text.encode() in row.data for row in reader.read_rows(0, 100))
+
+
+def test_what_says_something_of_a_contact_is_not_recorded_without_keys(
+    database: str, handle: Handle, application: Application[UUID]
+) -> None:
+    handle(REGISTER, CONTACT)
+    handle(OPEN)
+    with pytest.raises(DataError, match="no key to seal it with"):
+        noted(application)
+    note = AddNote(message_id=uuid4(), author=ALICE, text="em segredo")
+    with (
+        closing(CommandHandler(database, None)) as without,
+        pytest.raises(KeyMissingError, match="not stored in clear"),
+    ):
+        handling(without)(note)
+    assert not is_in_the_log(database, "em segredo")
+    handle(note)
+    assert not is_in_the_log(database, "em segredo")
+    assert handle(AddLabel(label="vip")).version == 3
+
+
+def test_canary_without_the_rule_it_would_be_found_in_the_log(
+    database: str, handle: Handle, application: Application[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle(REGISTER, CONTACT)
+    handle(OPEN)
+    monkeypatch.setattr(sealing, "says_something", lambda _topic, _data: False)
+    noted(application)
+    assert is_in_the_log(database, "em segredo")
+
+
 # What our service writes, as the library reads it
 
 
@@ -125,7 +180,7 @@ def test_the_repository_folds_what_the_writer_wrote(handle: Handle, application:
     assert (now.protocol, now.priority, now.labels) == ("2026-1", Priority.HIGH, ("vip",))
     assert (at_first.priority, at_first.labels) == (Priority.NORMAL, ())
     contact = application.repository.get(CONTACT, projector_func=projector(StreamType.CONTACT))
-    assert contact.details.name == "Maria"
+    assert contact.details.name is None, "what says something of a contact is sealed, and the library has no keys"
     with pytest.raises(AggregateNotFoundError):
         application.repository.get(uuid4(), projector_func=projector())
 

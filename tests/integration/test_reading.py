@@ -7,6 +7,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from contact_keyring import keys_of
 from in_process import carry_out, id_of, prepare, project, serving
 
 from adapters.command_handler import CommandHandler
@@ -34,7 +35,7 @@ def served(database: str) -> str:
         (CONVERSATION, opening),
         (CONVERSATION, message("before")),
     ]
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         demo.load(handler)
         carry_out(handler, demo.WORKSPACE, story)
     project(database)
@@ -59,7 +60,7 @@ def let_it_leave(database: str) -> None:
         (CONVERSATION, Transfer(sector_id=demo.OTHER_SECTOR, reason="")),
         (CONVERSATION, message("after")),
     ]
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         carry_out(handler, demo.WORKSPACE, away)
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import httpx
 import pytest
+from contact_keyring import keys_of
 from in_process import carry_out, id_of, prepare, project
 
 from adapters.command_handler import CommandHandler
@@ -38,7 +39,7 @@ def admin(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Clie
         (id_of(f"long {number}"), OpenConversation(protocol=str(number), channel="x", contact_id=contact))
         for number in range(CONVERSATIONS)
     ]
-    with closing(CommandHandler(database)) as handler:
+    with closing(CommandHandler(database, keys_of(database))) as handler:
         demo.load(handler, TOKEN)
         carry_out(handler, demo.WORKSPACE, story)
     project(database)
