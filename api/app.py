@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
+from adapters.accesses import Lately
 from adapters.bulk import BulkRunner
 from adapters.command_handler import CommandHandler
 from adapters.contact_keys import KeyReader
@@ -98,6 +99,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
             app.state.pool = pool
             app.state.quick_pool = quick_pool
             app.state.identity = identity
+            app.state.lately = Lately()
             app.state.signer = proofs.signer_of(settings)
             presences = app.state.presences = Presences(quick_pool, settings.presence_seconds)
             app.state.writer = Writer(

@@ -28,6 +28,7 @@ from api.queries import (
     decode_cursor,
     encode_cursor,
     fetch,
+    of_search,
     reading,
     wait_for,
 )
@@ -255,6 +256,8 @@ async def start_bulk_action(
         request_id=request.state.request_id,
         fingerprint=hashlib.sha256(f"{actor} {body.model_dump_json()}".encode()).digest(),
     )
+    if isinstance(body.on, OnFilter) and (access := of_search(request, caller, body.on.filter)) is not None:
+        await fetch(request, caller, "select 1", (), access)
     async with reading(request, caller) as connection:
         is_there = await bulk.start(connection, caller, wanted)
     if not is_there:

@@ -31,6 +31,8 @@ from api.queries import (
     encode_cursor,
     fetch,
     invalid,
+    of_rows,
+    of_search,
     wait_for,
 )
 from api.sentences import Speaking
@@ -334,8 +336,10 @@ async def _page(request: Request, caller: Caller, filter_: Filter, wanted: Pagin
         now=now,
         as_of=wanted.as_of,
     )
+    access = of_rows(request, caller, filter_) if wanted.as_of is None else None  # that they look back is recorded
     for statement in pages(caller, asked):
-        rows += await fetch(request, caller, *statement)
+        rows += await fetch(request, caller, *statement, access)
+        access = None
         if len(rows) > wanted.limit:
             break
     more, rows = len(rows) > wanted.limit, rows[: wanted.limit]
@@ -458,7 +462,8 @@ async def _counts(
     request: Request, caller: Caller, filter_: Filter, wanted: Counting, statuses: list[Status]
 ) -> Response:
     await wait_for(request, "listing", wanted.at_least)
-    rows = await fetch(request, caller, *counts(caller, filter_, exact=wanted.exact, as_of=wanted.as_of))
+    access = of_search(request, caller, filter_) if wanted.as_of is None else None
+    rows = await fetch(request, caller, *counts(caller, filter_, exact=wanted.exact, as_of=wanted.as_of), access)
     found = dict.fromkeys((status.value for status in Status), 0) | {row["status"]: row["count"] for row in rows}
     total = sum(found[status] for status in set(statuses))
     per_status = {status: told(count, exact=wanted.exact) for status, count in found.items()}
@@ -495,6 +500,10 @@ async def get_conversation(
     row = await _visible(request, caller, id)
     if version is not None or as_of is not None:
         return as_json(shown(await as_it_stood(request, caller, row, version, as_of), caller))
+    if of_conversation(caller, What.LISTING, request.state.request_id, id, owner_of(row)) is not None:
+        access = of_rows(request, caller)
+        if access is not None:
+            await fetch(request, caller, "select 1", (), access)
     return as_json(shown(row, caller), {"ETag": f'"{row["version"]}"'})
 
 

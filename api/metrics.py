@@ -29,6 +29,7 @@ from api.queries import (
     decode_cursor,
     encode_cursor,
     fetch,
+    of_search,
     wait_for,
 )
 from domain.errors import ConversationNotFoundError
@@ -229,7 +230,8 @@ async def _totals(request: Request, caller: Caller, filter_: Filter, wanted: Tot
         time_zone=wanted.time_zone,
         now=datetime.now(UTC),
     )
-    rows = await fetch(request, caller, *totals(caller.workspace_id, chosen(caller, filter_, asked.now), asked))
+    statement = totals(caller.workspace_id, chosen(caller, filter_, asked.now), asked)
+    rows = await fetch(request, caller, *statement, of_search(request, caller, filter_))
     items = [_shown(row, wanted.group_by) for row in rows[:MOST_GROUPS]]
     return as_json({"items": items, "more": len(rows) > MOST_GROUPS})
 

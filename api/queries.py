@@ -22,8 +22,10 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
+from adapters.accesses import Access, Lately, What, statement
 from adapters.command_handler import UnavailableError
 from domain.permissions import Caller
+from projections.filters import EVERYTHING, Filter, looks_for_somebody
 
 MAX_POSITION = 2**63 - 1
 Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
@@ -67,14 +69,31 @@ class ReadModelBehindError(UnavailableError):
     """The read model has not yet reached the position asked for."""
 
 
-async def fetch(request: Request, caller: Caller, query: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-    """The rows of ``query``, of the caller's workspace only: row-level security sees to it."""
+async def fetch(
+    request: Request, caller: Caller, query: str, values: Sequence[Any], access: Access | None = None
+) -> list[dict[str, Any]]:
+    """The rows of ``query``, of the caller's workspace only: row-level security sees to it; ``access`` is recorded."""
     async with request.app.state.pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         async with connection.pipeline(), connection.transaction():
             await connection.execute(_ENTER, (str(caller.workspace_id),))
+            if access is not None:
+                await connection.execute(*statement(access))
             await cursor.execute(query, values)
         rows: list[dict[str, Any]] = await cursor.fetchall()
-        return rows
+    if access is not None:
+        request.app.state.lately.note(access)
+    return rows
+
+
+def of_rows(request: Request, caller: Caller, wanted: Filter = EVERYTHING) -> Access | None:
+    """That ``caller`` reads rows of the listing by ``wanted``; None where nothing is to be recorded any more."""
+    lately: Lately = request.app.state.lately
+    return of_search(request, caller, wanted) or lately.of_rows(caller, request.state.request_id)
+
+
+def of_search(request: Request, caller: Caller, wanted: Filter) -> Access | None:
+    """That ``caller`` looks for contacts by ``wanted``; None where it names nobody."""
+    return Access(caller, What.SEARCH, request.state.request_id) if looks_for_somebody(wanted) else None
 
 
 @asynccontextmanager

@@ -37,7 +37,7 @@ from domain.conversation import ConversationEvent
 from domain.envelope import RecordedEvent
 from domain.errors import ConversationNotFoundError
 from domain.permissions import Caller, Permission, may
-from projections.filters import FILTER, And, Condition, Filter, Not, Or
+from projections.filters import FILTER, Filter, fields_of
 from projections.history import Standing, stand
 from projections.listing_query import one, owner_of, where
 
@@ -290,10 +290,13 @@ async def follow_listing(
     """What changes in the listing under a filter: `{"id", "change": "upsert" | "leave", "row"}`.
 
     After `ready`, load your page with `at_least` the position that it tells: from there on nothing is missed. A row
-    that time alone takes out of a filter is not told; a `leave` may come for a row that you do not show.
+    that time alone takes out of a filter is not told; a `leave` may come for a row that you do not show. That you
+    follow is recorded, unless you may see only what is your own.
     """
     streams: Streams = request.app.state.streams
     chosen = filter_of(wanted)
+    if caller.scope(Permission.VIEW) is not permissions.Scope.OWN:
+        await fetch(request, caller, *recording(Access(caller, What.STREAM, request.state.request_id)))
     subscriber = await streams.open(request, caller)
     return EventStream(streams, subscriber, _listing(streams.live, subscriber, chosen))
 
@@ -304,19 +307,9 @@ async def _listing(live: Live, subscriber: Subscriber, filter: Filter) -> AsyncI
     is_everybodys = set(sees) == {permissions.Scope.ALL}
     whose = None if is_everybodys else (caller.agent_id, caller.bot, caller.sectors)
     key = (caller.workspace_id, sees, whose, FILTER.dump_json(filter))
-    topic = ListingTopic[Subscriber](caller, lambda: where(caller, filter), frozenset(_fields(filter)))
+    topic = ListingTopic[Subscriber](caller, lambda: where(caller, filter), frozenset(fields_of(filter)))
     live.follow_listing(subscriber, key, topic)
     yield sent_event("ready", {"position": live.listed})
-
-
-def _fields(filter: Filter) -> set[str]:
-    match filter:
-        case Condition(field=name):
-            return {name}
-        case And(filters=filters) | Or(filters=filters):
-            return {name for each in filters for name in _fields(each)}
-        case Not(filter=inner):
-            return _fields(inner)
 
 
 @router.get(

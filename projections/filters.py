@@ -188,6 +188,22 @@ def looks_at_the_contact(field: str) -> bool:
     return field.startswith("contact.")
 
 
+def fields_of(wanted: "Filter") -> set[str]:
+    """The fields that ``wanted`` looks at."""
+    match wanted:
+        case Condition(field=name):
+            return {name}
+        case And(filters=filters) | Or(filters=filters):
+            return {name for each in filters for name in fields_of(each)}
+        case Not(filter=inner):
+            return fields_of(inner)
+
+
+def looks_for_somebody(wanted: "Filter") -> bool:
+    """Whether what is found by ``wanted`` tells something of a contact's details, were it only that there are such."""
+    return any(field == "text" or looks_at_the_contact(field) for field in fields_of(wanted))
+
+
 class _Node(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, serialize_by_alias=True, validate_by_name=True

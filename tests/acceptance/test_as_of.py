@@ -109,6 +109,7 @@ def test_a_cursor_of_one_moment_is_none_of_another(api: Client, open_conversatio
 def test_a_moment_or_version_that_is_none_is_told(
     api: Client, told: Conversation, parameters: dict[str, str], wrong: str
 ) -> None:
+    told.view()
     paths = [told.path] if "version" in parameters else [told.path, "/v1/conversations", "/v1/conversations/counts"]
     for path in paths:
         answer = api.get(path, params=parameters)
