@@ -100,7 +100,7 @@ create table listing (
 );
 -- For the bar's filters, latest activity first. What follows an id is for pairs: compared without a look at the row.
 create index on listing (workspace_id, last_activity_at, id);
-create index on listing (workspace_id, status, last_activity_at, id);
+create index on listing (workspace_id, status, last_activity_at, id) include (recorded_at); -- counted as of a moment
 create index on listing (workspace_id, channel, last_activity_at, id);
 create index on listing (workspace_id, sector_id, last_activity_at, id, agent_id);
 create index on listing (workspace_id, agent_id, last_activity_at, id, sector_id);

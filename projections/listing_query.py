@@ -467,18 +467,16 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     seen = f"{sees[0]} as sees_contact"
     then = (", ".join((*map(_then, SHOWN_COLUMNS), seen)), sees[1])
     now = (", ".join((*SHOWN_COLUMNS, seen)), sees[1])
-    held, unchanged = _held(wanted.as_of)
     return [
-        _Source("past listing", then, _all([held, found])),
-        _Source("listing", now, _all([unchanged, found]), wanted.as_of + _CLOCKS_DISAGREE),
+        _Source("past listing", then, _all([past.held_at(wanted.as_of), found])),
+        _Source("listing", now, _all([_unchanged(wanted.as_of), found]), wanted.as_of + _CLOCKS_DISAGREE),
     ]
 
 
-def _held(as_of: datetime) -> tuple[Sql, Sql]:
-    """The conditions on the past and on the listing for rows that held then."""
+def _unchanged(as_of: datetime) -> Sql:
+    """The condition on the listing for rows that held then."""
     # The second half says nothing new, but for clocks that disagree; an index begins there and not at its end.
-    unchanged = "recorded_at <= %s and last_activity_at <= %s"
-    return past.held_at(as_of), (unchanged, [as_of, as_of + _CLOCKS_DISAGREE])
+    return "recorded_at <= %s and last_activity_at <= %s", [as_of, as_of + _CLOCKS_DISAGREE]
 
 
 _CLOCKS_DISAGREE = timedelta(days=1)
@@ -638,8 +636,8 @@ def counts(
     text, values = where(caller, wanted, now=now, as_of=as_of)
     if as_of is None:
         return _counted(text, values, exact=exact)
-    (held, moment), (unchanged, since) = _held(as_of)
-    then = f"select status, count(*) as count from past listing where {held} and {text} group by status"
+    (held, moment), (unchanged, since) = past.all_held_at(as_of), _unchanged(as_of)
+    then = f"select status, count(*) as count from {held} listing where {text} group by status"
     now_text, now_values = _counted(f"{unchanged} and {text}", [*since, *values], exact=exact)
     # What held then and has changed since is found as a whole: counted once, not for each status.
     both = f"with earlier as materialized ({then}) select * from earlier union all ({now_text})"
