@@ -22,7 +22,7 @@ from domain.permissions import BUILT_IN_ROLES, Caller, Permission, Scope, narrow
 from projections.directory import HOLDER_BY_ID_QUERY, HOLDER_BY_IDENTITY_QUERY, HOLDER_QUERY, TokenHolder
 
 if TYPE_CHECKING:
-    from adapters.oidc import Verifier
+    from adapters.oidc import Named, Verifier
     from adapters.token_uses import TokenUses
 
 TOKEN_PREFIX = "cvs_"  # noqa: S105  # makes a leaked token recognisable
@@ -40,6 +40,11 @@ def digest(secret: bytes) -> str:
 
 _BEHIND = "select 1 from events where workspace_id = %s and stream_id = any(%s) and position > %s limit 1"
 """Whether the log says more of a token, its agent or role than the directory did."""
+
+_BY_SESSION: LiteralString = HOLDER_BY_ID_QUERY + " and not exists (select from ended where id = %s)"
+_END: LiteralString = """
+with over as (delete from ended where until < now())
+insert into ended values (%s, %s) on conflict do nothing"""
 
 Found = tuple[Caller, datetime | None]
 """The holder of a token, and when it expires; None: never."""
@@ -81,13 +86,31 @@ class Identity:
         key = digest(secret)
         return await self._remembered(key, lambda: self._find(secret, key))
 
-    async def of_session(self, workspace_id: UUID, token_id: UUID) -> Caller | None:
-        """As `holder`, remembered as briefly as a token's secret is: who signed in once and asks again and again."""
+    async def of_session(self, workspace_id: UUID, token_id: UUID, session_id: str) -> Caller | None:
+        """As `holder`, remembered as briefly as a token's secret is: who signed in once and asks again and again.
+
+        None once the session was ended.
+        """
 
         def find() -> Awaitable[Found | None]:
-            return self._look_up(HOLDER_BY_ID_QUERY, workspace_id, token_id, workspace_id, token_id)
+            return self._look_up(_BY_SESSION, workspace_id, token_id, workspace_id, token_id, session_id)
 
-        found = await self._remembered(f"{workspace_id}:{token_id}", find)
+        found = await self._remembered(_of_session(session_id), find)
+        return None if found is None else found[0]
+
+    async def end(self, id_: str, until: datetime) -> bool:
+        """Let a session, or a sign-in, count no more; whether it did count.
+
+        ``until`` is when it is over anyway. Other processes remember a session for as long as they do a token.
+        """
+        async with self._pool.connection() as connection:
+            ended = await connection.execute(_END, (id_, until))
+        self._cache.pop(_of_session(id_), None)
+        return bool(ended.rowcount == 1)
+
+    async def of_identity(self, named: "Named") -> Caller | None:
+        """Whom an outside issuer's name stands for, with the rights of this moment; None where it is not linked."""
+        found = await self._look_up(HOLDER_BY_IDENTITY_QUERY, *_linked(named))
         return None if found is None else found[0]
 
     async def _remembered(self, key: str, find: Callable[[], Awaitable[Found | None]]) -> Found | None:
@@ -110,8 +133,7 @@ class Identity:
         named = await self._verifier.named(secret)
         if named is None:
             return None
-        identity = identity_id(named.issuer, named.subject)
-        found = await self._look_up(HOLDER_BY_IDENTITY_QUERY, named.workspace, identity)
+        found = await self._look_up(HOLDER_BY_IDENTITY_QUERY, *_linked(named))
         return None if found is None else (found[0], named.expires_at)
 
     async def holder(self, workspace_id: UUID, token_id: UUID) -> Caller | None:
@@ -138,6 +160,14 @@ class Identity:
         if behind is not None:
             raise UnavailableError("the rights of this token are just being changed; try again in a moment")
         return _caller(holder), holder.expires_at
+
+
+def _of_session(id_: str) -> str:
+    return f"session {id_}"
+
+
+def _linked(named: "Named") -> tuple[str, UUID]:
+    return named.workspace, identity_id(named.issuer, named.subject)
 
 
 def _caller(holder: TokenHolder) -> Caller:

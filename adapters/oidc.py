@@ -60,6 +60,8 @@ class Trust:
     """Where the issuer's keys are; None: where its discovery document says."""
     algorithms: frozenset[str] = frozenset({"RS256", "ES256"})
     token_type: str = "at+jwt"  # noqa: S105  # a media type
+    type_required: bool = True
+    """Whether a token must say its type; ID tokens of many issuers say none."""
     subject_claim: str = "sub"
     workspace_claim: str = "workspace"
     workspace: str | None = None
@@ -77,6 +79,14 @@ class Named(NamedTuple):
     workspace: str
     """The workspace's slug."""
     expires_at: datetime
+
+
+class Genuine(NamedTuple):
+    """A genuine token."""
+
+    named: Named
+    claims: dict[str, Any]
+    algorithm: str
 
 
 class KeysUnavailableError(UnavailableError):
@@ -140,18 +150,30 @@ class Keys:
         try:
             async with asyncio.timeout(FETCH_SECONDS), httpx.AsyncClient(timeout=FETCH_SECONDS) as client:
                 url = self._trust.jwks_url or await self._discover(client)
-                self._keys = dict(_usable(await _json(client, url), self._trust.algorithms))
+                self._keys = dict(_usable(await json_at(client, url), self._trust.algorithms))
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             log.warning("the keys of %s cannot be fetched: %s", self._trust.issuer, error or type(error).__name__)
         else:
             self._fetched_at = monotonic()
 
     async def _discover(self, client: httpx.AsyncClient) -> str:
-        document = await _json(client, f"{self._trust.issuer.rstrip('/')}/.well-known/openid-configuration")
-        url = document.get("jwks_uri")
-        if document.get("issuer") != self._trust.issuer or not isinstance(url, str) or not is_safe(url):
-            raise ValueError("its discovery document is another issuer's, or names no https address for the keys")
-        return url
+        return address_in(await discovered(client, self._trust.issuer), "jwks_uri")
+
+
+async def discovered(client: httpx.AsyncClient, issuer: str) -> dict[str, Any]:
+    """The issuer's discovery document; raises `ValueError` where it is another issuer's."""
+    document = await json_at(client, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+    if document.get("issuer") != issuer:
+        raise ValueError("its discovery document is another issuer's")
+    return document
+
+
+def address_in(document: dict[str, Any], name: str) -> str:
+    """The address under ``name`` in a discovery document; raises `ValueError` where there is no safe one."""
+    url = document.get(name)
+    if not isinstance(url, str) or not is_safe(url):
+        raise ValueError(f"its discovery document names no https address as {name}")
+    return url
 
 
 def is_safe(url: str) -> bool:
@@ -160,10 +182,15 @@ def is_safe(url: str) -> bool:
     return parts.scheme == "https" or (parts.scheme == "http" and parts.host in {"127.0.0.1", "::1", "localhost"})
 
 
-async def _json(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
-    """The JSON object at ``url`` itself: a redirection is an error."""
+async def json_at(client: httpx.AsyncClient, url: str, method: str = "GET", **sent: Any) -> dict[str, Any]:
+    """The JSON object at ``url`` itself: a redirection is an error.
+
+    Raises `httpx.HTTPError` where nobody answers or something fails there, `ValueError` for any other answer.
+    """
     body = b""
-    async with client.stream("GET", url, headers={"Accept": "application/json"}) as response:
+    async with client.stream(method, url, headers={"Accept": "application/json"}, **sent) as response:
+        if response.is_server_error:
+            response.raise_for_status()
         if response.status_code != httpx.codes.OK:
             raise ValueError(f"{url} answers {response.status_code}")
         async for chunk in response.aiter_bytes():
@@ -203,11 +230,16 @@ class Verifier:
 
         Raises `KeysUnavailableError`.
         """
+        found = await self.genuine(token)
+        return None if found is None else found.named
+
+    async def genuine(self, token: bytes) -> Genuine | None:
+        """As `named`, with all that the token says."""
         try:
             header, claims = self._parts(token)
             algorithm, key_id = self._chosen(header)
             self._check_signature(token, await self._keys.find(key_id, algorithm), algorithm)
-            return self._checked(claims)
+            return Genuine(self._checked(claims), claims, algorithm)
         except _RefusedError as refused:
             log.debug("a token was refused: %s", refused)
             return None
@@ -229,11 +261,17 @@ class Verifier:
             raise _RefusedError("its algorithm is not allowed")
         if not isinstance(key_id, str):
             raise _RefusedError("it names no key")
-        if not isinstance(type_, str) or type_.lower().removeprefix("application/") != self._trust.token_type.lower():
+        if not self._is_of_type(type_):
             raise _RefusedError("it is of another type")
         if "crit" in header or "b64" in header:
             raise _RefusedError("it demands extensions that are not known here")
         return algorithm, key_id
+
+    def _is_of_type(self, type_: object) -> bool:
+        if type_ is None:
+            return not self._trust.type_required
+        wanted = self._trust.token_type.lower()
+        return isinstance(type_, str) and type_.lower().removeprefix("application/") == wanted
 
     def _check_signature(self, token: bytes, key: jwt.PyJWK | None, algorithm: str) -> None:
         if key is None:

@@ -52,7 +52,7 @@ async def authenticate(request: Request) -> Caller:
     identity: Identity = request.app.state.identity
     given = [value for name, value in request.scope["headers"] if name == b"authorization"]
     if not given and (session := session_of(request)) is not None:
-        caller = await identity.of_session(session.workspace_id, session.token_id)
+        caller = await identity.of_session(session.workspace_id, session.token_id, session.id)
     else:
         scheme, _, secret = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         if scheme.lower() != b"bearer" or not secret or len(secret) > MOST_TOKEN_BYTES:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
 from fastapi_swagger import patch_fastapi
@@ -59,6 +59,9 @@ from api.pages import site
 from api.settings import Settings
 from api.streams import Streams
 
+if TYPE_CHECKING:
+    from adapters.oidc_sign_in import SignIn
+
 log = logging.getLogger(__name__)
 
 REQUESTS = Histogram(
@@ -91,7 +94,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
             _pool(database_url, Role.WRITER, 1) as bulk_pool,
             _pool(database_url, Role.READER, 1) as live_pool,
             _keys_pool(keys_url(settings, database_url)) as keys_pool,
-            _identity(settings, quick_pool) as identity,
+            _identity(settings, quick_pool) as (identity, sign_in),
         ):
             keys = contact_keys_of(settings, database_url)
             handler = CommandHandler(database_url, keys, cached_states=settings.cached_states)
@@ -100,6 +103,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
             app.state.quick_pool = quick_pool
             app.state.identity = identity
             app.state.lately = Lately()
+            app.state.sign_in = sign_in
             app.state.signer = proofs.signer_of(settings)
             presences = app.state.presences = Presences(quick_pool, settings.presence_seconds)
             app.state.writer = Writer(
@@ -174,29 +178,18 @@ def settle() -> None:
 
 
 @asynccontextmanager
-async def _identity(settings: Settings, pool: AsyncConnectionPool[Any]) -> AsyncIterator[Identity]:
-    """Who is calling: by our own tokens and, where an outside issuer is set, by that one's."""
+async def _identity(
+    settings: Settings, pool: AsyncConnectionPool[Any]
+) -> AsyncIterator[tuple[Identity, "SignIn | None"]]:
+    """Who is calling: by our own tokens and, where an outside issuer is set, by what that one says."""
     async with AsyncExitStack() as stack:
         uses = await stack.enter_async_context(TokenUses(pool))
-        verifier = None
+        verifier, sign_in = None, None
         if settings.oidc_issuer is not None:
-            from adapters.oidc import Keys, Trust, Verifier  # noqa: PLC0415  # cryptography that most need not load
+            from api.outside import issuer_of  # noqa: PLC0415  # cryptography that most need not load
 
-            trust = Trust(
-                issuer=settings.oidc_issuer,
-                audience=settings.oidc_audience or "",
-                jwks_url=settings.oidc_jwks_url,
-                algorithms=frozenset(settings.oidc_algorithms.split(",")),
-                token_type=settings.oidc_token_type,
-                subject_claim=settings.oidc_subject_claim,
-                workspace_claim=settings.oidc_workspace_claim,
-                workspace=settings.oidc_workspace,
-                leeway_seconds=settings.oidc_leeway_seconds,
-                longest_life_seconds=settings.oidc_longest_life_seconds,
-                not_before_required=settings.oidc_not_before_required,
-            )
-            verifier = Verifier(trust, await stack.enter_async_context(Keys(trust)))
-        yield Identity(pool, settings.token_cache_seconds, uses=uses, verifier=verifier)
+            verifier, sign_in = await stack.enter_async_context(issuer_of(settings, settings.oidc_issuer))
+        yield Identity(pool, settings.token_cache_seconds, uses=uses, verifier=verifier), sign_in
 
 
 def _pool(database_url: str, role: Role, size: int) -> AsyncConnectionPool[Any]:

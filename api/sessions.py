@@ -1,12 +1,14 @@
 """Sessions of the pages: who signed in, kept by their browser in a signed cookie.
 
-A session names the access token that opened it and holds no secret: every request looks the token up anew, so that a
-revoked one ends its sessions as soon as it ends anything else.
+A session names the access token that opened it, or an outside issuer's identity, and holds no secret: every request
+looks that up anew, so that what is revoked, unlinked or signed out ends as fast as an access token does.
 
 Invariant: without the key nobody makes a session. Beyond its end it opens nothing, and alone, it changes nothing:
-by the cookie the API is only read, and only by pages of ours.
+by the cookie the API is only read, and only by pages of ours. A sign-in elsewhere is its browser's: what is sent along
+is made of the id in its cookie, with the key.
 """
 
+import base64
 import hmac
 import logging
 import os
@@ -15,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from typing import Any
 from uuid import UUID
 
 import jwt
@@ -31,6 +34,9 @@ IN_PROCESS = "conversas.session"
 LIFE = timedelta(hours=12)
 _FILE = "session-key"
 _AUDIENCE, _ALGORITHM = "conversas-pages", "HS256"
+ATTEMPT_COOKIE = "__Host-conversas-sign-in"
+ATTEMPT_LIFE = timedelta(minutes=10)
+_ATTEMPTS = "conversas-sign-in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,18 @@ class Session:
     workspace_id: UUID
     token_id: UUID
     id: str
+    expires_at: datetime
+    is_outside: bool = False
+    """Whether they signed in at an outside issuer, where they may want to be signed out as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Somebody who is away signing in at an outside issuer."""
+
+    id: str
+    next: str
+    """The address to go on to."""
     expires_at: datetime
 
 
@@ -53,10 +71,12 @@ class Sessions:
     def _key(self) -> str:
         return session_key(self._settings)
 
-    def begin(self, workspace_id: UUID, token_id: UUID, until: datetime | None = None) -> Session:
+    def begin(
+        self, workspace_id: UUID, token_id: UUID, until: datetime | None = None, *, is_outside: bool = False
+    ) -> Session:
         """A session of whoever holds the token; it ends with the token, where that does."""
-        end = datetime.now(UTC).replace(microsecond=0) + LIFE
-        return Session(workspace_id, token_id, secrets.token_urlsafe(16), min(end, until or end))
+        end = _now() + LIFE
+        return Session(workspace_id, token_id, secrets.token_urlsafe(16), min(end, until or end), is_outside)
 
     def sealed(self, session: Session) -> str:
         """``session`` as the cookie's value."""
@@ -65,22 +85,52 @@ class Sessions:
             "sub": str(session.token_id),
             "jti": session.id,
             "exp": session.expires_at,
-            "aud": _AUDIENCE,
+            "out": session.is_outside,
         }
-        return jwt.encode(claims, self._key, _ALGORITHM)
+        return self._signed(_AUDIENCE, claims)
 
     def opened(self, value: str | None) -> Session | None:
         """The session in a cookie's ``value``; None where there is none, or none of ours, or it is over."""
-        if not value:
-            return None
+        claims = self._read(_AUDIENCE, value)
         try:
-            claims = jwt.decode(
-                value, self._key, [_ALGORITHM], audience=_AUDIENCE, options={"require": ["exp", "sub", "jti", "aud"]}
-            )
             end = datetime.fromtimestamp(claims["exp"], UTC)
-            return Session(UUID(claims["ws"]), UUID(claims["sub"]), claims["jti"], end)
-        except (jwt.InvalidTokenError, KeyError, ValueError, TypeError, AttributeError):
+            return Session(UUID(claims["ws"]), UUID(claims["sub"]), claims["jti"], end, claims.get("out") is True)
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
             return None
+
+    def attempt(self, next_: str) -> Attempt:
+        """The beginning of a sign-in elsewhere."""
+        return Attempt(secrets.token_urlsafe(16), next_, _now() + ATTEMPT_LIFE)
+
+    def sealed_attempt(self, attempt: Attempt) -> str:
+        """``attempt`` as the cookie's value."""
+        return self._signed(_ATTEMPTS, {"jti": attempt.id, "exp": attempt.expires_at, "next": attempt.next})
+
+    def opened_attempt(self, value: str | None) -> Attempt | None:
+        """The attempt in a cookie's ``value``; None where there is none, or none of ours, or it took too long."""
+        claims = self._read(_ATTEMPTS, value)
+        try:
+            return Attempt(claims["jti"], str(claims["next"]), datetime.fromtimestamp(claims["exp"], UTC))
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return None
+
+    def derived(self, attempt: Attempt, purpose: str) -> str:
+        """A secret of ``attempt`` that only who has the key can know: another one for each purpose, 43 characters."""
+        digest = hmac.digest(self._key.encode(), f"{_ATTEMPTS} {purpose} {attempt.id}".encode(), "sha256")
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+    def _signed(self, audience: str, claims: dict[str, Any]) -> str:
+        return jwt.encode(claims | {"aud": audience}, self._key, _ALGORITHM)
+
+    def _read(self, audience: str, value: str | None) -> dict[str, Any]:
+        """What we signed for ``audience``; nothing where we did not, or where it is over."""
+        if not value:
+            return {}
+        required = ["exp", "jti", "aud"]
+        try:
+            return jwt.decode(value, self._key, [_ALGORITHM], audience=audience, options={"require": required})
+        except jwt.InvalidTokenError:
+            return {}
 
     def form_token(self, session: Session) -> str:
         """What each form brings along, so that it is a page of ours: no other site can know it.
@@ -88,6 +138,10 @@ class Sessions:
         It is the same in every session of a token: a form that outlives its session can be sent after signing in again.
         """
         return hmac.new(self._key.encode(), f"{session.workspace_id} {session.token_id}".encode(), "sha256").hexdigest()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 def session_of(request: Request) -> Session | None:

@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     ] = None
     kafka_ssl_password: Annotated[SecretStr | None, Field(description="what that key is encrypted with")] = None
     public_url: Annotated[
-        str | None, Field(pattern=_URL, description="where clients reach this service: schemas are named by it")
+        str | None, Field(pattern=_URL, description="where clients and browsers reach this service")
     ] = None
     writer_queue_limit: Annotated[
         int, Field(ge=1, le=1_000_000, description="commands that may wait before 503 is answered")
@@ -113,11 +113,22 @@ class Settings(BaseSettings):
     ] = 2_000
     oidc_issuer: Annotated[
         str | None,
-        Field(pattern=_URL, description="OpenID Connect issuer whose tokens are taken; without it only our own are"),
+        Field(pattern=_URL, description="OpenID Connect issuer that says who it is; without it only our own tokens do"),
+    ] = None
+    oidc_client_id: Annotated[
+        str | None,
+        Field(min_length=1, description="what we are to it, so that people can sign in there to the pages; else not"),
+    ] = None
+    oidc_client_secret_file: Annotated[
+        Path | None, Field(description="the file with our secret there; without it we are a public client")
     ] = None
     oidc_audience: Annotated[
         str | None,
-        Field(min_length=1, validate_default=True, description="whom its tokens must be for, and nobody else as well"),
+        Field(
+            min_length=1,
+            validate_default=True,
+            description="whom its access tokens must be for, and nobody else as well; without it none are taken",
+        ),
     ] = None
     oidc_jwks_url: Annotated[
         str | None, Field(pattern=_URL, description="its public keys; without it, where its discovery document says")
@@ -178,10 +189,25 @@ class Settings(BaseSettings):
             raise ValueError(f"set it together with {PREFIX}KAFKA_SSL_CERTFILE")
         return value
 
+    @field_validator("oidc_client_id")
+    @classmethod
+    def _comes_back(cls, value: str | None, info: ValidationInfo) -> str | None:
+        for name in ("oidc_issuer", "public_url"):
+            if value is not None and info.data.get(name) is None:
+                raise ValueError(f"it needs {PREFIX}{name.upper()}: where people sign in, and where they come back to")
+        return value
+
+    @field_validator("oidc_client_secret_file")
+    @classmethod
+    def _is_a_secret(cls, value: Path | None) -> Path | None:
+        if value is not None and not _text_of(value):
+            raise ValueError("it is empty")
+        return value
+
     @field_validator("oidc_audience")
     @classmethod
     def _for_whom(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None and info.data.get("oidc_issuer") is not None:
+        if value is None and info.data.get("oidc_issuer") and not info.data.get("oidc_client_id"):
             raise ValueError(f"{PREFIX}OIDC_ISSUER needs it: else its tokens for anybody else would do")
         return value
 
@@ -225,6 +251,19 @@ def _misspelt() -> list[str]:
             close = difflib.get_close_matches(name.upper(), known, 1)
             found.append(f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else ""))
     return found
+
+
+def oidc_client_secret(settings: Settings) -> str | None:
+    """Our secret at the outside issuer; None where we have none."""
+    file = settings.oidc_client_secret_file
+    return None if file is None else _text_of(file)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"it cannot be read: {error}") from None
 
 
 def schema_base(settings: Settings) -> str:

@@ -243,7 +243,7 @@ from ({}) t (workspace_id, id, actor_kind, actor_id, role, expires_at, grants)
 left join agents a
     on t.actor_kind = 'agent' and a.workspace_id = t.workspace_id and a.id::text = t.actor_id and a.active
 left join roles r on r.workspace_id = t.workspace_id and r.name = coalesce(a.role, t.role)
-where t.actor_kind <> 'agent' or a.id is not null"""
+where (t.actor_kind <> 'agent' or a.id is not null)"""
 
 HOLDER_QUERY = _HOLDER.format(f"{_TOKENS} secret_sha256 = %s")
 """The holder of a token by the hash of its secret; no row for one that is unknown, revoked, or of an agent who left."""

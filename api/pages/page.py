@@ -148,7 +148,7 @@ class Page:
     @property
     def here(self) -> str:
         """The address of this page, for coming back to it."""
-        if self.request.method != "GET":
+        if self.request.method != "GET" or self.request.url.path.startswith("/sign-in/"):
             return "/"
         return self.request.url.path + (f"?{self.request.url.query}" if self.request.url.query else "")
 
@@ -195,7 +195,7 @@ async def anybody(request: Request) -> Page:
     """A page that needs nobody to have signed in; who they are is known where they have."""
     session = cookie_session(request)
     identity: Identity = request.app.state.identity
-    caller = await identity.of_session(session.workspace_id, session.token_id) if session else None
+    caller = await identity.of_session(session.workspace_id, session.token_id, session.id) if session else None
     page = Page(request, language_for(request), session if caller else None, caller)
     if request.method != "GET":
         async with asyncio.timeout(BODY_SECONDS):

@@ -198,6 +198,7 @@ def started(postgres_url: str, **settings: str) -> Iterator[Service]:
         **os.environ,
         "CONVERSAS_DATABASE_URL": database_url,
         "CONVERSAS_PORT": str(port),
+        "CONVERSAS_PUBLIC_URL": f"http://127.0.0.1:{port}",
         "CONVERSAS_LOG_LEVEL": "warning",
         "CONVERSAS_TOKEN_CACHE_SECONDS": "0.2",
         **{f"CONVERSAS_{setting}": value for setting, value in settings.items()},

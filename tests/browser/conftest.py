@@ -64,9 +64,10 @@ def chromium() -> Iterator[Browser]:
 class Visit:
     """Somebody at a browser."""
 
-    def __init__(self, context: BrowserContext, url: str) -> None:
+    def __init__(self, context: BrowserContext, url: str, others: tuple[str, ...]) -> None:
         self.context = context
         self.url = url
+        self._hosts = {urlsplit(each).netloc for each in (url, *others)}
         self.complaints: list[str] = []
         context.set_default_timeout(WAIT_SECONDS * 1000)
         context.on("console", lambda message: self._hear(message.type, message.text))
@@ -80,7 +81,7 @@ class Visit:
             self.complaints.append(text)
 
     def _look(self, request: Any) -> None:
-        if urlsplit(request.url).netloc != urlsplit(self.url).netloc:
+        if urlsplit(request.url).netloc not in self._hosts:
             self.complaints.append(f"asked another host: {request.url}")
 
     def go(self, path: str) -> Page:
@@ -110,12 +111,22 @@ Visiting = Callable[..., Visit]
 
 @pytest.fixture
 def visit(chromium: Browser, service: Any) -> Iterator[Visiting]:
-    """Come with a browser that speaks a language; ``visit("en", token)`` is signed in."""
+    """Come with a browser that speaks a language; ``visit("en", token)`` is signed in.
+
+    ``others`` are the addresses of further hosts that they may go to.
+    """
     visits: list[Visit] = []
 
-    def come(language: str = "pt", token: str | None = None, *, url: str = service.url, **options: Any) -> Visit:
+    def come(
+        language: str = "pt",
+        token: str | None = None,
+        *,
+        url: str = service.url,
+        others: tuple[str, ...] = (),
+        **options: Any,
+    ) -> Visit:
         options = {"viewport": {"width": 1280, "height": 800}, "timezone_id": "America/Sao_Paulo"} | options
-        visits.append(Visit(chromium.new_context(locale=LANGUAGES[language], **options), url))
+        visits.append(Visit(chromium.new_context(locale=LANGUAGES[language], **options), url, others))
         zone = {"name": "conversas-zone", "value": options["timezone_id"], "url": url}
         visits[-1].context.add_cookies([zone])  # as the form to sign in does
         if token is not None:

@@ -18,7 +18,7 @@ from api.settings import Settings
 from domain.errors import DomainError
 
 ROOT = Path(__file__).parents[2]
-FOR_ANYBODY = {"/sign-in", "/sign-out", "/language"}
+FOR_ANYBODY = {"/sign-in", "/sign-in/oidc", "/sign-in/oidc/callback", "/sign-out", "/language"}
 WORDS: dict[str, Any] = {"_": None, "N_": None, "gettext": None, "text": None, "ngettext": (1, 2)}
 
 

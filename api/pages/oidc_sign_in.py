@@ -1,0 +1,106 @@
+"""Signing in at an outside issuer: away to it, and back with what it says.
+
+Invariant: nobody is signed in but by an answer to what this browser began, once, a few minutes ago at most; and then as
+the agent to whom what the issuer says is linked.
+"""
+
+import hmac
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Query
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from adapters.command_handler import UnavailableError
+from adapters.identity import Identity
+from api.pages.page import HEADERS, Anybody, Page, page_router
+from api.pages.sign_in import ask_who, begun
+from api.pages.texts import N_
+from api.sessions import ATTEMPT_COOKIE, ATTEMPT_LIFE, Attempt, Sessions
+
+if TYPE_CHECKING:
+    from adapters.oidc_sign_in import Secrets, SignIn
+
+log = logging.getLogger(__name__)
+
+router = page_router()
+LONGEST = 2_000
+"""The longest address to go on to: browsers keep no larger cookies than 4,096 bytes."""
+_NOT_BEGUN = N_("This sign-in was not begun in this browser, took too long, or was used already. Begin again.")
+_DECLINED = N_("You were not signed in there. Try again, or ask whoever runs it.")
+_UNPROVEN = N_("What came back does not prove who you are. Begin again; if that does not help, tell an administrator.")
+_AWAY = N_("It cannot be reached for the moment. Try again in a few seconds, or use an access token.")
+
+
+@router.get("/sign-in/oidc")
+async def go_away(page: Anybody, next: Annotated[str, Query(max_length=20_000)] = "/") -> Response:
+    """Send the browser to the issuer."""
+    sign_in, sessions = _sign_in(page), _sessions(page)
+    attempt = sessions.attempt(next if len(next.encode()) <= LONGEST else "/")
+    try:
+        address = await sign_in.address(_secrets(sessions, attempt))
+    except UnavailableError:
+        return ask_who(page, next, status=503, problem=page.text(_AWAY))
+    answer = RedirectResponse(address, 303, HEADERS)
+    life, sealed = int(ATTEMPT_LIFE.total_seconds()), sessions.sealed_attempt(attempt)
+    answer.set_cookie(ATTEMPT_COOKIE, sealed, max_age=life, secure=True, httponly=True, samesite="lax")
+    return answer
+
+
+@router.get("/sign-in/oidc/callback")
+async def come_back(page: Anybody) -> Response:
+    """Begin a session of whom the issuer says it is."""
+    answer = await _answer(page)
+    answer.delete_cookie(ATTEMPT_COOKIE, secure=True, httponly=True, samesite="lax")
+    return answer
+
+
+async def _answer(page: Page) -> Response:
+    sign_in, sessions = _sign_in(page), _sessions(page)
+    identity: Identity = page.request.app.state.identity
+    parameters = page.request.query_params
+    brought = dict(parameters)
+    attempt = sessions.opened_attempt(page.request.cookies.get(ATTEMPT_COOKIE))
+    is_once = len(brought) == len(parameters.multi_items())  # nothing twice: two readers might take different ones
+    if attempt is None or not is_once or not _is_of(_secrets(sessions, attempt), brought):
+        return ask_who(page, attempt.next if attempt else "/", status=422, problem=page.text(_NOT_BEGUN))
+    if not await identity.end(attempt.id, attempt.expires_at):
+        return ask_who(page, attempt.next, status=422, problem=page.text(_NOT_BEGUN))
+    if "error" in brought:
+        return ask_who(page, attempt.next, status=403, problem=page.text(_DECLINED))
+    try:
+        found = await sign_in.named(_secrets(sessions, attempt), brought)
+    except UnavailableError:
+        return ask_who(page, attempt.next, status=503, problem=page.text(_AWAY))
+    if found is None:
+        return ask_who(page, attempt.next, status=403, problem=page.text(_UNPROVEN))
+    caller = await identity.of_identity(found.named)
+    if caller is None or caller.token_id is None:
+        log.info("nobody is linked to %s of %s in %s", found.named.subject, found.named.issuer, found.named.workspace)
+        return page.render("not_linked.html", 403, named=found.named, host=sign_in.host)
+    until = datetime.fromtimestamp(found.claims["exp"], UTC)
+    return begun(page, sessions.begin(caller.workspace_id, caller.token_id, until, is_outside=True), attempt.next)
+
+
+def _is_of(secrets: "Secrets", brought: dict[str, str]) -> bool:
+    return hmac.compare_digest(secrets.state.encode(), brought.get("state", "").encode())
+
+
+def _secrets(sessions: Sessions, attempt: Attempt) -> "Secrets":
+    from adapters.oidc_sign_in import Secrets  # noqa: PLC0415  # cryptography that most need not load
+
+    return Secrets(*(sessions.derived(attempt, purpose) for purpose in ("state", "nonce", "verifier")))
+
+
+def _sign_in(page: Page) -> "SignIn":
+    found: SignIn | None = page.request.app.state.sign_in
+    if found is None:
+        raise HTTPException(404)
+    return found
+
+
+def _sessions(page: Page) -> Sessions:
+    found: Sessions = page.request.app.state.sessions
+    return found
