@@ -127,6 +127,7 @@ create index on listing (workspace_id, finalized_at, id, last_activity_at, opene
     where finalized_at is not null;
 create index on listing (workspace_id, id) where finalized_at is null;
 create index on listing (workspace_id, finalized_from, last_activity_at, id) where finalized_from <> 'inbox';
+create index on listing (workspace_id, finalized_by, last_activity_at, id) where finalized_by is not null;
 create index on listing (workspace_id, priority, id);
 create index on listing (workspace_id, waiting_since, id) where waiting_since is not null;
 create index on listing (workspace_id, waiting_from, id desc) where waiting_from is not null;

@@ -83,6 +83,8 @@ class _Asked:
     """From which days and running waits are counted."""
     is_past: bool
     """Whether it is about rows as they stood at that moment."""
+    is_of_agent: bool = False
+    """Whether all that is found is with one agent: labels are compared there, which is less than a label has rows."""
 
     def reach(self, permission: Permission) -> list[Sql]:
         """What makes a conversation one that the caller has ``permission`` on: as it is now, however it was."""
@@ -122,11 +124,17 @@ def _compiled(wanted: Filter, asked: _Asked, *, holds: bool = True) -> Sql:
             return positive if holds is (operator not in NEGATIONS) else (f"({positive[0]}) is not true", positive[1])
         case And(filters=filters) | Or(filters=filters):
             combine = _all if isinstance(wanted, And) is holds else _any
+            if holds and combine is _all and any(map(_is_agent, filters)):
+                asked = replace(asked, is_of_agent=True)
             return combine([_compiled(each, asked, holds=holds) for each in filters])
         case Not(filter=inner):
             return _compiled(inner, asked, holds=not holds)
         case _:
             assert_never(wanted)
+
+
+def _is_agent(wanted: Filter) -> bool:
+    return isinstance(wanted, Condition) and (wanted.field, wanted.operator) == ("agent", Operator.IS)
 
 
 def _condition(condition: Condition, operator: Operator, asked: _Asked) -> Sql:
@@ -136,7 +144,10 @@ def _condition(condition: Condition, operator: Operator, asked: _Asked) -> Sql:
         return asked.of_now([_condition(condition, operator, replace(asked, is_past=False))])
     if field == "text":
         return _text_search(value, asked.caller)
-    conditions = [*_words_in(field, operator, value), _on_the_row(field, operator, value, asked.now)]
+    row = _on_the_row(field, operator, value, asked.now)
+    if field == "label" and asked.is_of_agent:
+        row = (f"(labels <> '{{}}' and ({row[0]}) is true)", row[1])
+    conditions = [*_words_in(field, operator, value), row]
     if looks_at_the_contact(field):  # elsewhere the contact is not shown: there is nothing for it to compare
         conditions += asked.reach(Permission.VIEW_CONTACT)
     return _all(conditions)
@@ -452,6 +463,8 @@ class _Source:
     condition: Sql
     until: datetime | None = None
     """A time that no row's times are beyond, but for clocks that disagree: so an index need not begin at its end."""
+    sought: Sql | None = None
+    """The condition again, for finding the rows by their text first; None: no text is looked up."""
 
 
 def _sources(caller: Caller, wanted: Page) -> list[_Source]:
@@ -461,7 +474,8 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     """
     found = where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of)
     if wanted.as_of is None:
-        return [_Source("listing", (", ".join(SHOWN_COLUMNS), []), found)]
+        asked = _Asked(caller, wanted.now or datetime.now(UTC), is_past=False)
+        return [_Source("listing", (", ".join(SHOWN_COLUMNS), []), found, sought=_sought(wanted.filter, found, asked))]
     # Where the present owner decides on what is shown, and not the one of then, it is decided here.
     sees = _all(_Asked(caller, wanted.as_of, is_past=True).reach(Permission.VIEW_CONTACT))
     seen = f"{sees[0]} as sees_contact"
@@ -579,34 +593,55 @@ def _in_order(wanted: Page, source: _Source, columns: Sql, found: Sql, order: st
     what it finds is sorted if it is few rows, which is looked at first; else the rows are gone through in their order.
     """
     walk = f"select {columns[0]} from {source.table} where {found[0]}"
-    if wanted.limit is None or wanted.as_of is not None or not _looks_text_up(wanted.filter):
+    if wanted.limit is None or source.sought is None:
         return _limited(f"{walk} order by {order}", [*columns[1], *found[1]], wanted.limit)
     text = (
-        f"with found as materialized (select * from listing where {found[0]}),"
+        f"with found as materialized (select * from listing where {source.sought[0]}),"
         f" few as materialized (select count(*) <= {FEW} as is_so from (select from found limit {FEW + 1}) _)"
         f" (select {columns[0]} from found where (select is_so from few) order by {order} limit %s)"
         f" union all ({walk} and not (select is_so from few) order by {order} limit %s)"
     )
-    return text, [*found[1], *columns[1], wanted.limit, *columns[1], *found[1], wanted.limit]
+    return text, [*source.sought[1], *columns[1], wanted.limit, *columns[1], *found[1], wanted.limit]
 
 
-_TELLING_LENGTH = 3
+def _sought(wanted: Filter, found: Sql, asked: _Asked) -> Sql | None:
+    """``found``, by the texts that ``wanted`` looks up; None where it looks up none.
+
+    What a telling text finds is compared with the rest, which has indexes that hold far more rows than the text.
+    """
+    texts = _texts(wanted)
+    if not any(map(_is_telling, texts)):
+        return found if texts else None
+    compared = (f"({found[0]}) is true", found[1])
+    return _all([visible(asked.caller)[0], *(_compiled(each, asked) for each in texts), compared])
 
 
-def _looks_text_up(wanted: Filter) -> bool:
-    """Whether all that ``wanted`` holds for is found by a text that is not among the shortest."""
+def _texts(wanted: Filter) -> list[Filter]:
+    """What of ``wanted`` is found by a text that is not among the shortest: what holds where all of them do."""
     match wanted:
         case Condition(field=field, operator=operator, value=value):
             is_sought = field == "text" and operator is Operator.CONTAINS
-            return (is_sought or bool(_words_in(field, operator, value))) and len(joined(value)) >= _TELLING_LENGTH
+            is_looked_up = is_sought or bool(_words_in(field, operator, value))
+            return [wanted] if is_looked_up and len(joined(value)) >= _SOUGHT_LENGTH else []
         case And(filters=filters):
-            return any(map(_looks_text_up, filters))
+            return [each for one in filters for each in _texts(one)]
         case Or(filters=filters):
-            return bool(filters) and all(map(_looks_text_up, filters))
+            return [wanted] if filters and all(map(_texts, filters)) else []
         case Not():
-            return False
+            return []
         case _:
             assert_never(wanted)
+
+
+_SOUGHT_LENGTH = 3
+
+
+def _is_telling(wanted: Filter) -> bool:
+    """Whether few rows have the text: several words, or digits enough; one word of a name is in many."""
+    return isinstance(wanted, Condition) and (len(words(wanted.value)) > 1 or len(digits(wanted.value)) >= _MANY_DIGITS)
+
+
+_MANY_DIGITS = 6
 
 
 def _limited(text: str, values: list[Any], limit: int | None) -> Sql:
