@@ -89,7 +89,8 @@ class KafkaProjector:
 
     def _run(self, stop: threading.Event, others: threading.Thread) -> None:
         topic_id = self._claim()
-        self._warn_of_no_publisher()
+        if not self._is_published():
+            log.warning("no publisher is live on %s, so nothing new comes: conversas publish", self._topic)
         with (
             contextlib.closing(self._keeper(tuple(SHARED_MODELS.values()))) as keeper,
             contextlib.closing(self._share_projector(topic_id)) as self._shares,
@@ -114,12 +115,10 @@ class KafkaProjector:
                         projector.advance(model, BATCH_SIZE)
         return topic_id
 
-    def _warn_of_no_publisher(self) -> None:
-        query = "select count(*) from publishers where topic = %s and is_live"
+    def _is_published(self) -> bool:
+        query = "select from publishers where topic = %s and is_live"
         with connect(self._conninfo, {"role": Role.PROJECTOR.value}) as connection:
-            [[live]] = connection.execute(query, (self._topic,)).fetchall()
-        if not live:
-            log.warning("no publisher is live on %s, so nothing new comes: conversas publish", self._topic)
+            return connection.execute(query, (self._topic,)).fetchone() is not None
 
     def _project_the_rest(self, stop: threading.Event) -> None:
         """What the topic lacks, whether Kafka can be reached or not: rights must not wait for it."""
@@ -222,13 +221,12 @@ class KafkaProjector:
         elif monotonic() > self._moved[1]:
             self._moved = (position, monotonic() + 3 * PATIENCE_SECONDS)
             log.warning(
-                "the log goes up to position %d, but what follows on %d has not come through %s, or another projector"
-                " holds it up",
+                "the log goes up to position %d, but what follows on %d has not come through %s: %s",
                 head,
                 position,
                 self._topic,
+                "others are late" if self._is_published() else "no publisher is live, conversas publish",
             )
-            self._warn_of_no_publisher()
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the library has no types

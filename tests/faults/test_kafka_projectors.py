@@ -54,7 +54,7 @@ PARTITIONS = 6
 SESSION_SECONDS = 3
 """After which the group gives away what a process had that was killed, or sleeps."""
 SHORT = ("join", "sleep", "kill")
-DISTURBANCES = 100 if CAMPAIGN else len(SHORT)
+DISTURBANCES = 150 if CAMPAIGN else len(SHORT)
 MOST_PROCESSES = 4
 MOVED_ON = b"others have moved"
 
