@@ -113,7 +113,8 @@ def test_a_moment_or_version_that_is_none_is_told(
     paths = [told.path] if "version" in parameters else [told.path, "/v1/conversations", "/v1/conversations/counts"]
     for path in paths:
         answer = api.get(path, params=parameters)
-        assert (answer.status_code, answer.json()["errors"][0]["in"][-1]) == (422, wrong)
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["errors"][0]["in"][-1] == wrong
 
 
 def test_before_it_began_there_is_no_conversation(api: Client, told: Conversation) -> None:
