@@ -21,6 +21,7 @@ from api.access import COMMAND_PROBLEMS, QUERY_PROBLEMS, needs
 from api.as_of import AsOf, Then, Version, as_it_stood, look_back, readable_until
 from api.history import HistoryPage, in_words
 from api.queries import (
+    MAX_POSITION,
     AtLeast,
     Cursor,
     Limit,
@@ -522,8 +523,12 @@ class MessageView(BaseModel):
     erased: Annotated[bool, Field(description="its contact was erased: nobody can read it any more")]
 
 
+Order = Annotated[Literal["asc", "desc"], Query(description="oldest or newest first; the same on all pages")]
+UpTo = Annotated[int | None, Query(ge=1, le=MAX_POSITION, description="nothing that came after this version")]
+
+
 class MessagePage(BaseModel):
-    """A page of messages, oldest first; ``next`` is the cursor of the next one."""
+    """A page of messages, oldest first unless asked otherwise; ``next`` is the cursor of the next one."""
 
     items: list[MessageView]
     next: str | None
@@ -541,24 +546,19 @@ async def get_messages(
     limit: Limit = 100,
     cursor: Cursor = None,
     at_least: AtLeast = None,
+    order: Order = "asc",
+    version: UpTo = None,
 ) -> Response:
-    """The conversation's messages and notes, oldest first."""
+    """The conversation's messages and notes, oldest first unless asked otherwise."""
     await wait_for(request, "listing", at_least)
     conversation = await _visible(request, caller, id)
-    after = decode_cursor(cursor, int) or [0]
     access = of_conversation(caller, What.MESSAGES, request.state.request_id, id, owner_of(conversation))
+    until = readable_until(caller, conversation, Permission.VIEW)
+    walk, versions = _versions(order, cursor, min(until, version or until))
     statement = recording(
         access,
-        f"select {COLUMNS} from events where workspace_id = %s and stream_id = %s"
-        " and version > %s and version <= %s and topic = any(%s) order by version limit %s",
-        (
-            caller.workspace_id,
-            id,
-            *after,
-            readable_until(caller, conversation, Permission.VIEW),
-            list(_DIRECTIONS),
-            limit + 1,
-        ),
+        f"select {COLUMNS} from events where workspace_id = %s and stream_id = %s and topic = any(%s) and {walk}",
+        (caller.workspace_id, id, list(_DIRECTIONS), *versions, limit + 1),
     )
     rows = await fetch(request, caller, *statement)
     events = [EventRow(**row) for row in rows[:limit]]
@@ -566,6 +566,15 @@ async def get_messages(
     items = [message_view(opened(event, ciphers)) for event in events]
     more = len(rows) > limit
     return as_json({"items": items, "next": encode_cursor(items[-1]["version"]) if more else None})
+
+
+def _versions(order: str, cursor: str | None, until: int) -> tuple[str, tuple[int, int]]:
+    """A condition on versions up to ``until`` that follow those of the page before, in their order; and its values."""
+    resumed = decode_cursor(cursor, int)
+    if order == "asc":
+        return "version > %s and version <= %s order by version limit %s", (resumed[0] if resumed else 0, until)
+    following = "version > %s and version <= %s order by version desc limit %s"
+    return following, (0, min(until, resumed[0] - 1) if resumed else until)
 
 
 def message_view(recorded: RecordedEvent) -> dict[str, Any]:
@@ -587,29 +596,31 @@ def message_view(recorded: RecordedEvent) -> dict[str, Any]:
 
 
 @router.get("/{id}/history", summary="Read its history", response_model=HistoryPage, responses=QUERY_PROBLEMS)
-async def get_history(
+async def get_history(  # noqa: PLR0913  # FastAPI reads them from here
     id: ConversationId,
     request: Request,
     caller: Annotated[Caller, needs(Permission.READ_HISTORY)],
     limit: Limit = 100,
     cursor: Cursor = None,
     at_least: AtLeast = None,
+    order: Order = "asc",
+    version: UpTo = None,
     *,
     speech: Speaking,
 ) -> Response:
-    """Everything that happened to the conversation, oldest first, and how it stood after each event."""
+    """Everything that happened to it, oldest first unless asked otherwise, and how it stood after each event."""
     await wait_for(request, "history", at_least)
     await wait_for(request, "listing", at_least)
     conversation = await _visible(request, caller, id)
     if not may(caller, Permission.READ_HISTORY, owner_of(conversation)):
         raise PermissionDeniedError(f"This needs the permission '{Permission.READ_HISTORY}' for this conversation.")
-    after = decode_cursor(cursor, int) or [0]
     access = of_conversation(caller, What.HISTORY, request.state.request_id, id, owner_of(conversation))
+    until = readable_until(caller, conversation, Permission.READ_HISTORY)
+    walk, versions = _versions(order, cursor, min(until, version or until))
     statement = recording(
         access,
-        f"select {', '.join(HISTORY_COLUMNS)} from history"
-        " where workspace_id = %s and stream_id = %s and version > %s and version <= %s order by version limit %s",
-        (caller.workspace_id, id, *after, readable_until(caller, conversation, Permission.READ_HISTORY), limit + 1),
+        f"select {', '.join(HISTORY_COLUMNS)} from history where workspace_id = %s and stream_id = %s and {walk}",
+        (caller.workspace_id, id, *versions, limit + 1),
     )
     rows = await fetch(request, caller, *statement)
     more = len(rows) > limit

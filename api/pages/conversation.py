@@ -28,8 +28,9 @@ from domain.events import Owner
 from domain.permissions import Permission, may
 
 router = page_router()
-MOST = 500
-"""Messages, and entries of the history, on one page."""
+MOST = 100
+"""Messages, and entries of the history, on one page: the newest first to be seen."""
+_EPISODES = 500
 _LARGEST = 2**63 - 1
 AtLeast = Annotated[int | None, Query(ge=0, le=_LARGEST)]
 Cursor = Annotated[str | None, Query(max_length=500)]
@@ -75,16 +76,17 @@ async def _shown(
     now = await page.get(path, none_of({"at_least": at_least}))
     version = None if version is None or version >= now["version"] else version
     reads_history = _may(page, Permission.READ_HISTORY, now)
+    newest = {"limit": MOST, "order": "desc"}
+    around = version + MOST // 2 if version else None  # what came after it is shown as well
     then, names, said_, happened, episodes = await asyncio.gather(
         page.get(path, {"version": version}) if version else _same(now),
         names_of(page),
-        page.get(f"{path}/messages", none_of({"limit": MOST, "cursor": messages})),
-        page.get(f"{path}/history", none_of({"limit": MOST, "cursor": history} | speech(page)))
+        page.get(f"{path}/messages", none_of(newest | {"cursor": messages, "version": version})),
+        page.get(f"{path}/history", none_of(newest | {"cursor": history, "version": around} | speech(page)))
         if reads_history
         else _same({"items": [], "next": None}),
-        page.get(f"{path}/episodes", {"limit": MOST}),
+        page.get(f"{path}/episodes", {"limit": _EPISODES}),
     )
-    until = version or _LARGEST
     part = page.request.headers.get("fragment") == "live"
     return page.render(
         "conversation_live.html" if part else "conversation.html",
@@ -94,19 +96,26 @@ async def _shown(
         then=then,
         version=version,
         names=names,
-        items=[each for each in said_["items"] if each["version"] <= until],
-        later=link(page.request.url.path, {"messages": said_["next"]}) if said_["next"] and not version else None,
+        items=said_["items"][::-1],
+        earlier=said_["next"] and link(path_of(id_), none_of({"version": version, "messages": said_["next"]})),
         history=happened["items"],
-        more_history=link(page.request.url.path, {"history": happened["next"]}) if happened["next"] else None,
+        earlier_history=happened["next"]
+        and link(path_of(id_), none_of({"version": version, "history": happened["next"]})),
+        newest=link(path_of(id_), none_of({"version": version})) if messages or history else None,
         reads_history=reads_history,
         episodes=episodes["items"],
         can=_actions(page, now) if version is None else dict.fromkeys(_actions(page, now), False),
         sees_contact=_may(page, Permission.VIEW_CONTACT, now),
-        stream=None if version or said_["next"] or messages else f"{path}/stream",
+        stream=None if version or messages or history else f"{path}/stream",
         mistakes=mistakes or {},
         typed=typed(page, "label", "priority"),
         **WORDS,
     )
+
+
+def path_of(id_: UUID) -> str:
+    """The address of a conversation's page."""
+    return f"/conversations/{id_}"
 
 
 def speech(page: Page) -> dict[str, str]:

@@ -316,6 +316,12 @@ def test_messages_and_history_come_in_pages_too(an_opened_conversation: Conversa
         assert [message["text"] for message in messages] == [str(number) for number in range(7)]
         history = api.items(f"{conversation.path}/history", limit=limit, at_least=position)
         assert [entry["version"] for entry in history] == list(range(1, 9))
+        for until in (1, 4, 8, 100):
+            backwards = {"limit": limit, "order": "desc", "version": until}
+            messages = api.items(f"{conversation.path}/messages", **backwards)
+            assert [message["version"] for message in messages] == list(range(min(until, 8), 1, -1))
+            history = api.items(f"{conversation.path}/history", **backwards)
+            assert [entry["version"] for entry in history] == list(range(min(until, 8), 0, -1))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 // A conversation that goes on while somebody looks: what the stream tells is rendered by the server and put in place.
 
+import { morph } from "./morph.js";
 import { serverGone } from "./site.js";
 import "./dialogs.js";
 
@@ -10,8 +11,7 @@ let loading = false;
 let held = false;
 let source;
 
-const log = document.getElementById("messages");
-log.scrollTop = log.scrollHeight;
+const log = document.getElementById("log"); // its style sheet lets it begin, and stay, at its end
 
 if (new URLSearchParams(location.search).has("at_least")) history.replaceState(null, "", location.pathname);
 
@@ -80,12 +80,13 @@ async function load(version) {
 /** Put what has changed in place, but nothing that somebody is about to use. */
 function show(fresh) {
   held = false;
-  const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  const read = log.scrollTop < -40 && [...log.querySelectorAll("article")].find((each) => placeOf(each) >= placeOf(log));
+  const place = read && placeOf(read);
   for (const part of fresh.querySelectorAll("[data-live]")) {
     const old = document.getElementById(part.id);
     if (!old || old.innerHTML === part.innerHTML) continue;
     if (old.querySelector(":focus")) held = true;
-    else old.replaceChildren(...[...part.childNodes].map((each) => document.importNode(each, true)));
+    else morph(old, part);
   }
   if (slider && fresh.dataset.version !== slider.max) {
     const last = slider.value === slider.max;
@@ -94,5 +95,9 @@ function show(fresh) {
     document.getElementById("version-shown").value = slider.value;
   }
   live.dataset.version = fresh.dataset.version;
-  if (atEnd) log.scrollTop = log.scrollHeight;
+  if (read?.isConnected) log.scrollTop += placeOf(read) - place;
+}
+
+function placeOf(element) {
+  return element.getBoundingClientRect().top;
 }
