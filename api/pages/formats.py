@@ -4,12 +4,13 @@ Invariant: a moment is shown in the zone that the page was asked for; the exact 
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cached_property
+from datetime import UTC, date, datetime, time
+from functools import cached_property, lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
-from babel.dates import format_date, format_datetime, format_time
+from babel import Locale
+from babel.dates import format_date, format_datetime, format_time, get_datetime_format
 from babel.numbers import format_compact_decimal, format_decimal
 
 from api.languages import LOCALES, Language, translations
@@ -17,6 +18,31 @@ from api.languages import LOCALES, Language, translations
 DEFAULT_ZONE = "America/Sao_Paulo"
 _ZONES = frozenset(available_timezones())
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
+
+
+_remembered = lru_cache(maxsize=10_000)
+"""A listing shows the same days, minutes and small numbers again and again; to put one into words takes long."""
+
+
+@_remembered
+def _time(at: time, length: str, locale: Locale) -> str:
+    return format_time(at, length, locale=locale)
+
+
+@_remembered
+def _date(day: date, locale: Locale) -> str:
+    return format_date(day, "medium", locale)
+
+
+@_remembered
+def _day_and_month(day: date, locale: Locale) -> str:
+    pattern = "d MMM" if locale.language == "pt" else "MMM d"
+    return format_datetime(datetime.combine(day, time()), pattern, locale=locale).replace(" de ", " ")
+
+
+@_remembered
+def _number(value: float, locale: Locale) -> str:
+    return format_decimal(value, locale=locale)
 
 
 def zone_named(name: str | None) -> ZoneInfo:
@@ -43,7 +69,7 @@ class Formats:
 
     def number(self, value: float) -> str:
         """A number with its thousands apart."""
-        return format_decimal(value, locale=LOCALES[self.language])
+        return _number(value, LOCALES[self.language])
 
     def compact(self, value: float) -> str:
         """A large number in short."""
@@ -52,12 +78,17 @@ class Formats:
     def exactly(self, value: Any) -> str:
         """A moment in full."""
         at = moment_of(value)
-        return "" if at is None else format_datetime(at, "medium", self.zone, LOCALES[self.language])
+        if at is None:
+            return ""
+        locale, there = LOCALES[self.language], at.astimezone(self.zone)
+        clock = _time(there.time().replace(microsecond=0), "medium", locale)
+        both = str(get_datetime_format("medium", locale)).replace("'", "")
+        return both.replace("{0}", clock).replace("{1}", _date(there.date(), locale))
 
     def date(self, value: Any) -> str:
         """The day of a moment."""
         at = moment_of(value)
-        return "" if at is None else format_date(at.astimezone(self.zone), "medium", LOCALES[self.language])
+        return "" if at is None else _date(at.astimezone(self.zone).date(), LOCALES[self.language])
 
     def moment(self, value: Any) -> str:
         """A moment in short: the time only if it is today's, the day with it otherwise."""
@@ -65,12 +96,12 @@ class Formats:
         if at is None:
             return ""
         locale, there, here = LOCALES[self.language], at.astimezone(self.zone), self.now.astimezone(self.zone)
+        clock = _time(there.time().replace(second=0, microsecond=0), "short", locale)
         if there.date() == here.date():
-            return format_time(there, "short", self.zone, locale)
+            return clock
         if there.year == here.year:
-            day = format_datetime(there, "d MMM" if self.language == "pt" else "MMM d", self.zone, locale)
-            return f"{day.replace(' de ', ' ')}, {format_time(there, 'short', self.zone, locale)}"
-        return format_date(there.date(), "medium", locale)
+            return f"{_day_and_month(there.date(), locale)}, {clock}"
+        return _date(there.date(), locale)
 
     def duration(self, value: float | None) -> str:
         """Seconds, in the two largest units that say something."""

@@ -5,7 +5,8 @@ same as who loads the page.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -46,7 +47,7 @@ async def listing(page: Here) -> Response:
     if not wants_part and state.address != page.here and _is_loose(given.multi_items(), state):
         return page.go_to(state.address)  # a form's address: without what is empty, moments with their zone
     directory, views, (found, counts, mistakes) = await asyncio.gather(
-        names(page), page.get("/v1/views"), _found(page, state)
+        names(page), _views(page, wanted=not wants_part), _found(page, state)
     )
     if "cursor" in mistakes:
         return page.go_to(state.but().address)  # that page belongs to another order: begin anew
@@ -60,16 +61,16 @@ async def listing(page: Here) -> Response:
         following=state.but(cursor=found["next"]).address if found["next"] else None,
         counts=counts,
         names=directory,
-        views=[saved_view(page, view) for view in views["items"]],
+        views=views,
         chips=_chips(page, state, directory),
-        columns=[COLUMNS[name] for name in state.shown_columns],
+        columns=[replace(COLUMNS[name], said=page.text(COLUMNS[name].said)) for name in state.shown_columns],
         all_columns=COLUMNS,
         sorts=SORTS,
         sort=_sort(state),
-        statuses=STATUS_NAMES,
-        channels=CHANNEL_NAMES | {each: each for each in state["channel"] if each not in CHANNEL_NAMES},
-        priorities=PRIORITY_NAMES,
-        surfaces=SURFACE_NAMES,
+        statuses=_said(page, STATUS_NAMES),
+        channels=_said(page, CHANNEL_NAMES) | {each: each for each in state["channel"] if each not in CHANNEL_NAMES},
+        priorities=_said(page, PRIORITY_NAMES),
+        surfaces=_said(page, SURFACE_NAMES),
         periods=PERIOD_NAMES,
         ends=END_NAMES,
         bar=BAR,
@@ -78,6 +79,17 @@ async def listing(page: Here) -> Response:
         stream=None if state["as_of"] else link("/v1/conversations/stream", state.query(_STREAMED)),
         exports=_exports(page, state),
     )
+
+
+async def _views(page: Page, *, wanted: bool) -> list[dict[str, Any]]:
+    """The saved views; none where no menu shows them."""
+    found = await page.get("/v1/views") if wanted else _EMPTY
+    return [saved_view(page, view) for view in found["items"]]
+
+
+def _said(page: Page, names: Mapping[str, str]) -> dict[str, str]:
+    """What codes are called, looked up once for all rows."""
+    return {code: page.text(name) for code, name in names.items()}
 
 
 def _field_names(page: Page) -> dict[str, str]:
