@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test check lint bench bench-listing bench-feed faults kafka lock clean
+.PHONY: help run test check lint bench bench-listing bench-page bench-feed faults kafka lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ bench: $(VENV)/.dev ## speed as ratios, in one run
 
 bench-listing: $(VENV)/.dev ## every filter of the listing at 100,000 and 1,000,000 conversations (a quarter of an hour)
 	$(BIN)/python -m benchmarks listing
+
+bench-page: $(VENV)/.dev ## the pages in Chromium, against the API behind them (a quarter of an hour)
+	$(BIN)/python -m benchmarks page
 
 bench-feed: $(VENV)/.dev ## the feed: throughput, latency and catch-up, in one run
 	$(BIN)/python -m benchmarks feed

@@ -39,9 +39,9 @@ def request(command: Command, id_: UUID, workspace_id: UUID = WORKSPACE) -> Requ
     )
 
 
-def note(conversation_id: UUID) -> Request:
+def note(conversation_id: UUID, workspace_id: UUID = WORKSPACE) -> Request:
     """A note on a conversation."""
-    return request(AddNote(message_id=uuid4(), author=ACTOR, text=TEXT), conversation_id)
+    return request(AddNote(message_id=uuid4(), author=ACTOR, text=TEXT), conversation_id, workspace_id)
 
 
 def opening(contact_id: UUID, workspace_id: UUID = WORKSPACE) -> Request:
@@ -50,10 +50,11 @@ def opening(contact_id: UUID, workspace_id: UUID = WORKSPACE) -> Request:
     return request(OpenConversation(protocol=str(id_), channel="webchat", contact_id=contact_id), id_, workspace_id)
 
 
-def contact(handler: CommandHandler) -> UUID:
+def contact(handler: CommandHandler, workspace_id: UUID = WORKSPACE) -> UUID:
     """A contact to open conversations with."""
     id_ = uuid4()
-    write(handler, [request(RegisterContact(contact_id=id_, details=ContactDetails(name="Ana")), id_)])
+    known = RegisterContact(contact_id=id_, details=ContactDetails(name="Ana"))
+    write(handler, [request(known, id_, workspace_id)])
     return id_
 
 
