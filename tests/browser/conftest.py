@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -96,8 +98,16 @@ class Visit:
 
     def check(self) -> None:
         """What holds for every page: axe finds nothing, no script or style stands in it."""
+        self.check_access()
+        self.check_inline()
+
+    def check_access(self) -> None:
+        """Axe finds nothing that keeps somebody out."""
         found = Axe().run(self.page, options={"resultTypes": ["violations"]})
         assert found.violations_count == 0, found.generate_report()
+
+    def check_inline(self) -> None:
+        """No script or style stands in the page."""
         inline = self.page.evaluate(
             "[...document.querySelectorAll('script:not([src]), style, [style]')].map((each) => each.outerHTML)"
             ".concat([...document.querySelectorAll('*')].flatMap((each) => [...each.attributes]"
@@ -105,13 +115,49 @@ class Visit:
         )
         assert inline == []
 
+    def check_width(self) -> None:
+        """Nothing is beyond the window's edge."""
+        wide = self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert wide[0] <= wide[1], f"{self.page.url} is {wide[0]} wide in a window of {wide[1]}"
+
+    def look_at(self, *, phone: bool, dark: bool) -> None:
+        """Turn to a phone or a desk, and to dark or light."""
+        self.page.set_viewport_size({"width": 390, "height": 800} if phone else {"width": 1280, "height": 800})
+        self.page.emulate_media(color_scheme="dark" if dark else "light")
+
 
 Visiting = Callable[..., Visit]
+Serving = Callable[..., AbstractContextManager[str]]
 
 
-@pytest.fixture
-def visit(chromium: Browser, service: Any) -> Iterator[Visiting]:
-    """Come with a browser that speaks a language; ``visit("en", token)`` is signed in.
+@pytest.fixture(scope="session")
+def serving(service: Any) -> Serving:
+    """One more process that serves the same data: ``with serving() as url``; another program, or port, may be named."""
+
+    @contextmanager
+    def serve(*program: str, port: int | None = None) -> Iterator[str]:
+        port = port or acceptance.free_port()
+        settings = {"DATABASE_URL": service.database_url, "PORT": str(port), "LOG_LEVEL": "error"}
+        environment = os.environ | {f"CONVERSAS_{name}": value for name, value in settings.items()}
+        process = subprocess.Popen(
+            [sys.executable, *(program or ("-m", "api", "serve"))],
+            cwd=acceptance.ROOT,
+            env=environment | {"PYTHONPATH": str(acceptance.ROOT)},
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            acceptance.wait_until(lambda: acceptance._caught_up(url), "it is served", seconds=120)
+            yield url
+        finally:
+            process.kill()
+            process.wait()
+
+    return serve
+
+
+@contextmanager
+def visiting(chromium: Browser, service: Any) -> Iterator[Visiting]:
+    """Come with a browser that speaks a language; nobody may have complained by the end.
 
     ``others`` are the addresses of further hosts that they may go to.
     """
@@ -125,7 +171,9 @@ def visit(chromium: Browser, service: Any) -> Iterator[Visiting]:
         others: tuple[str, ...] = (),
         **options: Any,
     ) -> Visit:
-        options = {"viewport": {"width": 1280, "height": 800}, "timezone_id": "America/Sao_Paulo"} | options
+        # Colours that are on their way to others are not looked at.
+        usual = {"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce"}
+        options = usual | {"timezone_id": "America/Sao_Paulo"} | options
         visits.append(Visit(chromium.new_context(locale=LANGUAGES[language], **options), url, others))
         zone = {"name": "conversas-zone", "value": options["timezone_id"], "url": url}
         visits[-1].context.add_cookies([zone])  # as the form to sign in does
@@ -138,3 +186,17 @@ def visit(chromium: Browser, service: Any) -> Iterator[Visiting]:
         print("was at", each.page.url)  # noqa: T201  # shown where a test failed
         each.context.close()
     assert [complaint for each in visits for complaint in each.complaints] == []
+
+
+@pytest.fixture
+def visit(chromium: Browser, service: Any) -> Iterator[Visiting]:
+    """Come with a browser that speaks a language; ``visit("en", token)`` is signed in."""
+    with visiting(chromium, service) as come:
+        yield come
+
+
+@pytest.fixture(scope="module")
+def long_visit(chromium: Browser, service: Any) -> Iterator[Visiting]:
+    """As `visit`, for all tests of a file: for looking at many pages."""
+    with visiting(chromium, service) as come:
+        yield come
