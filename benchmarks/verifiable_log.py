@@ -83,7 +83,8 @@ def _bundles(bench: Bench) -> None:
         ids = conversations(handler, 1_000)
         for start in range(0, count, 500):
             handler.handle([note(ids[(start + number) % len(ids)]) for number in range(500)])
-    with closing(Projector(conninfo, [model for model in READ_MODELS if model.name == "tree"])) as projector:
+    only_tree = [model for model in READ_MODELS if model.name == "tree"]
+    with closing(Projector(conninfo, only_tree, keys=keys(conninfo))) as projector:
         projector.catch_up()
     key, path, lines = SigningKey(Ed25519PrivateKey.generate()), bench.directory / "bundle", []
     public = key.verifier(origin_for("bench", WORKSPACE))

@@ -481,9 +481,10 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     seen = f"{sees[0]} as sees_contact"
     then = (", ".join((*map(_then, SHOWN_COLUMNS), seen)), sees[1])
     now = (", ".join((*SHOWN_COLUMNS, seen)), sees[1])
+    until = wanted.as_of + _CLOCKS_DISAGREE
     return [
-        _Source("past listing", then, _all([past.held_at(wanted.as_of), found])),
-        _Source("listing", now, _all([_unchanged(wanted.as_of), found]), wanted.as_of + _CLOCKS_DISAGREE),
+        _Source("past listing", then, _all([past.held_at(wanted.as_of), found]), until),
+        _Source("listing", now, _all([_unchanged(wanted.as_of), found]), until),
     ]
 
 
