@@ -465,7 +465,7 @@ class _Source:
     until: datetime | None = None
     """A time that no row's times are beyond, but for clocks that disagree: so an index need not begin at its end."""
     sought: Sql | None = None
-    """The condition again, for finding the rows by their text first; None: no text is looked up."""
+    """What finds few rows by a telling text; None: nothing does."""
 
 
 def _sources(caller: Caller, wanted: Page) -> list[_Source]:
@@ -476,7 +476,7 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     found = where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of)
     if wanted.as_of is None:
         asked = _Asked(caller, wanted.now or datetime.now(UTC), is_past=False)
-        return [_Source("listing", (", ".join(SHOWN_COLUMNS), []), found, sought=_sought(wanted.filter, found, asked))]
+        return [_Source("listing", (", ".join(SHOWN_COLUMNS), []), found, sought=_sought(wanted.filter, asked))]
     # Where the present owner decides on what is shown, and not the one of then, it is decided here.
     sees = _all(_Asked(caller, wanted.as_of, is_past=True).reach(Permission.VIEW_CONTACT))
     seen = f"{sees[0]} as sees_contact"
@@ -593,29 +593,26 @@ def _in_order(wanted: Page, source: _Source, columns: Sql, found: Sql, order: st
 
     Where text is looked up, PostgreSQL cannot tell how many rows have it, and either plan is a hundred times the other:
     what it finds is sorted if it is few rows, which is looked at first; else the rows are gone through in their order.
+    What a telling text finds is compared with the rest, which has indexes that hold far more rows than the text.
     """
     walk = f"select {columns[0]} from {source.table} where {found[0]}"
-    if wanted.limit is None or source.sought is None:
+    if wanted.limit is None or wanted.as_of is not None or not _texts(wanted.filter):
         return _limited(f"{walk} order by {order}", [*columns[1], *found[1]], wanted.limit)
+    tried = found if source.sought is None else _all([source.sought, (f"({found[0]}) is true", found[1])])
     text = (
-        f"with found as materialized (select * from listing where {source.sought[0]}),"
+        f"with found as materialized (select * from listing where {tried[0]}),"
         f" few as materialized (select count(*) <= {FEW} as is_so from (select from found limit {FEW + 1}) _)"
         f" (select {columns[0]} from found where (select is_so from few) order by {order} limit %s)"
         f" union all ({walk} and not (select is_so from few) order by {order} limit %s)"
     )
-    return text, [*source.sought[1], *columns[1], wanted.limit, *columns[1], *found[1], wanted.limit]
+    return text, [*tried[1], *columns[1], wanted.limit, *columns[1], *found[1], wanted.limit]
 
 
-def _sought(wanted: Filter, found: Sql, asked: _Asked) -> Sql | None:
-    """``found``, by the texts that ``wanted`` looks up; None where it looks up none.
-
-    What a telling text finds is compared with the rest, which has indexes that hold far more rows than the text.
-    """
+def _sought(wanted: Filter, asked: _Asked) -> Sql | None:
     texts = _texts(wanted)
     if not any(map(_is_telling, texts)):
-        return found if texts else None
-    compared = (f"({found[0]}) is true", found[1])
-    return _all([visible(asked.caller)[0], *(_compiled(each, asked) for each in texts), compared])
+        return None
+    return _all([visible(asked.caller)[0], *(_compiled(each, asked) for each in texts)])
 
 
 def _texts(wanted: Filter) -> list[Filter]:

@@ -126,15 +126,23 @@ def test_every_field_with_every_operator_that_it_takes_finds_what_a_naive_readin
     )
 
 
+SHORT, TELLING = "inc", "2026-000123"
+
+
 @pytest.mark.parametrize("sort", Sort)
 @pytest.mark.parametrize("descending", [True, False])
 def test_every_sort_both_ways_is_the_naive_order_on_pages_of_every_size(
     world: World, told: tuple[UUID, list[Row]], sort: Sort, descending: bool
 ) -> None:
     workspace, rows = told
-    expected = [row["id"] for row in naive_listing.in_order(rows, sort.value, NOW, descending=descending)]
-    for limit in (1, 2, 7, len(rows) - 1, len(rows), 500):
-        assert world.walked(caller(workspace), Page(sort=sort, descending=descending, limit=limit, now=NOW)) == expected
+    for text in ("", SHORT, TELLING):
+        wanted = {"field": "text", "operator": "contains", "value": text} if text else {"and": []}
+        fitting = naively(rows, wanted, Scope.ALL, Scope.ALL)
+        assert len(fitting) > 7
+        expected = [row["id"] for row in naive_listing.in_order(fitting, sort.value, NOW, descending=descending)]
+        for limit in (1, 2, 7, len(fitting) - 1, len(fitting), 500):
+            page = Page(FILTER.validate_python(wanted), sort, descending, limit=limit, now=NOW)
+            assert world.walked(caller(workspace), page) == expected, (text, limit)
 
 
 def test_a_count_goes_no_further_than_one_beyond_its_limit_unless_it_is_exact(
