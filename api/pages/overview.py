@@ -7,6 +7,7 @@ Invariant: only what the caller may see counts; the days are those of the zone t
 
 import asyncio
 import re
+from collections import Counter
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Annotated, Any
@@ -34,6 +35,8 @@ _LINES = 8
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 COLORS = ("#2f6fdb", "#d9822b", "#2e9e6b", "#8a5cd1", "#c9493f", "#4aa6b5", "#a8891f", "#d16fa6", "#7d8794")
 """In the order of the lines; `conversation.css` has the same for their legend."""
+_STATUSES = ("in_progress", "pending", "finalized", "with_bot")
+"""In the order in which those colours are theirs on all pages."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -162,21 +165,21 @@ def _query(page: Page, period: list[date], moment: str, *group_by: str) -> list[
 
 
 async def _series(page: Page, chart: Chart, days: int) -> Series:
-    """A line per group, the largest first."""
+    """A line per group, the largest first; groups of the same name are one."""
     period = _period(page, days)
     found = await page.get("/v1/metrics", _query(page, period, chart.moment, chart.by, "day"))
     names = await _names(page, chart.by)
-    counted: dict[str, dict[str, int]] = {}
+    counted = {names[status]: Counter[str]() for status in _STATUSES} if chart.by == "status" else {}
     for each in found["items"]:
         value = each["group"][chart.by]
         name = page.text("none") if value is None else names.get(value, str(value))
-        counted.setdefault(name, {})[each["group"]["day"]] = each[chart.measure]
-    largest = sorted(counted, key=lambda name: -sum(counted[name].values()))
+        counted.setdefault(name, Counter())[each["group"]["day"]] += each[chart.measure]
+    largest = list(counted) if chart.by == "status" else sorted(counted, key=lambda name: -counted[name].total())
     lines: dict[str, list[float | None]] = {
-        name: [counted[name].get(day.isoformat(), 0) for day in period] for name in largest[:_LINES]
+        name: [counted[name][day.isoformat()] for day in period] for name in largest[:_LINES]
     }
     if rest := largest[_LINES:]:
-        lines[page.text("others")] = [sum(counted[name].get(day.isoformat(), 0) for name in rest) for day in period]
+        lines[page.text("others")] = [sum(counted[name][day.isoformat()] for name in rest) for day in period]
     return Series(period, lines, found["more"])
 
 
