@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test check lint bench bench-listing bench-page bench-feed faults kafka lock clean
+.PHONY: help run test check lint bench bench-listing bench-page bench-feed screenshots faults kafka lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ bench-page: $(VENV)/.dev ## the pages in Chromium, against the API behind them (
 
 bench-feed: $(VENV)/.dev ## the feed: throughput, latency and catch-up, in one run
 	$(BIN)/python -m benchmarks feed
+
+screenshots: $(VENV)/.dev ## each page anew into docs/screenshots, to be looked at
+	$(BIN)/pytest tests/browser/screenshots.py
 
 faults: $(VENV)/.dev ## the long fault campaigns (bounded)
 	CONVERSAS_CAMPAIGN=1 $(BIN)/pytest -m faults

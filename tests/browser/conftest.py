@@ -101,9 +101,10 @@ class Visit:
         self.check_access()
         self.check_inline()
 
-    def check_access(self) -> None:
-        """Axe finds nothing that keeps somebody out."""
-        found = Axe().run(self.page, options={"resultTypes": ["violations"]})
+    def check_access(self, *rules: str) -> None:
+        """Axe finds nothing that keeps somebody out; by all of its rules unless some are named."""
+        chosen = {"runOnly": list(rules)} if rules else {}
+        found = Axe().run(self.page, options={"resultTypes": ["violations"], **chosen})
         assert found.violations_count == 0, found.generate_report()
 
     def check_inline(self) -> None:
@@ -153,6 +154,13 @@ def serving(service: Any) -> Serving:
             process.wait()
 
     return serve
+
+
+@pytest.fixture(scope="session")
+def broken(serving: Serving) -> Iterator[str]:
+    """The address of the service with a fault, which the header `Break` of each request names: for canaries."""
+    with serving("tests/broken_pages.py") as url:
+        yield url
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def lines(chance: Random) -> Iterator[dict[str, Any]]:
         yield {"type": "agent", "agent": f"a{number}", "name": name, "sectors": sectors_of(number)} | begin
     found: list[tuple[datetime, dict[str, Any]]] = []
     for number in range(240):
-        at = now - timedelta(minutes=chance.triangular(3, 14 * 1440, 5 * 1440))
+        at = now - timedelta(minutes=min(14 * 1440, 4 + chance.expovariate(1 / 3_600)))
         found += conversation(chance, number, at, now)
     for _, line in sorted(found, key=lambda each: each[0]):
         yield line
@@ -88,7 +88,7 @@ def conversation(chance: Random, number: int, at: datetime, now: datetime) -> It
         steps.append({"type": "label-add", "label": chance.choice(["troca", "vip", "reclamacao"])} | which)
     if number % 7 == 2:
         steps.append({"type": "priority", "priority": chance.choice(["high", "urgent", "low"])} | which)
-    if number % 8:
+    if number % 8 and number % 9 != 5:
         steps.append({"type": "transfer", "sector": sector, "agent": agent} | which)
         by = {"actor": {"kind": "agent", "id": agent}}
         steps += [
@@ -174,32 +174,37 @@ def pages(admin: Any) -> dict[str, tuple[str, str]]:
         "contact-edit": (f"{person}/edit", ""),
         "contact-erase": (f"{person}/erase", ""),
         "history": ("/history", ""),
-        "overview": ("/overview?days=14", ""),
+        "overview": ("/overview?days=30", ""),
         "empty": ("/?q=ninguém+com+este+nome", ""),
         "missing": ("/conversations/none", ""),
     }
 
 
+DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+LOOKS: dict[str, dict[str, Any]] = {
+    "": {"viewport": DESK},
+    "-phone": {"viewport": PHONE},
+    "-dark": {"viewport": DESK, "color_scheme": "dark"},
+}
+DARK = {"listing", "conversation"}
+"""Of these is kept how they look in the dark."""
+
+
 def test_each_page_is_photographed(visit: Any, shop: Any) -> None:
     token = str(shop.headers["authorization"]).removeprefix("Bearer ")
-    for name, (address, script) in pages(shop).items():
-        for suffix, options in (
-            ("", {"viewport": {"width": 1280, "height": 800}}),
-            ("-phone", {"viewport": {"width": 390, "height": 844}}),
-            ("-dark", {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"}),
-        ):
-            if suffix == "-dark" and name not in {"listing", "conversation"}:
+    for look, options in LOOKS.items():
+        guests = {True: visit("pt", token, **options), False: visit("pt", **options)}
+        for name, (address, script) in pages(shop).items():
+            if look == "-dark" and name not in DARK:
                 continue
-            guest = visit("pt", None if name == "sign-in" else token, **options)
+            guest = guests[name != "sign-in"]
             page = guest.go(address)
-            page.wait_for_load_state("networkidle") if name == "overview" else None
             if script:
                 page.evaluate(script)
             if name in {"transfer", "finalize"}:
                 expect(page.get_by_role("dialog")).to_be_visible()
-            page.evaluate("document.fonts.ready")
-            page.wait_for_timeout(400)
+            page.wait_for_function("[...document.images].every((each) => each.complete)")
+            page.wait_for_timeout(300)  # for a person to look at: what is live is there by then
             session = guest.context.new_cdp_session(page)
             taken = session.send("Page.captureScreenshot", {"format": "webp", "quality": 82})
-            (DIRECTORY / f"{name}{suffix}.webp").write_bytes(base64.b64decode(taken["data"]))
-            guest.context.close()
+            (DIRECTORY / f"{name}{look}.webp").write_bytes(base64.b64decode(taken["data"]))

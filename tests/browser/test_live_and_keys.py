@@ -101,12 +101,12 @@ def test_what_is_out_of_scope_is_neither_shown_nor_told_to_an_open_listing(
 
 
 def test_canary_a_listing_that_forgets_scopes_is_found(
-    visit: Any, api: Any, bia: Any, open_conversation: Any, serving: Any
+    visit: Any, api: Any, bia: Any, open_conversation: Any, broken: str
 ) -> None:
     expect.set_options(timeout=3_000)
     try:
-        with serving("tests/broken_pages.py") as url, pytest.raises(AssertionError):
-            watch_out_of_scope(visit, api, bia, open_conversation, "sem-alcance", url=url)
+        with pytest.raises(AssertionError):
+            watch_out_of_scope(visit, api, bia, open_conversation, "sem-alcance", url=broken)
     finally:
         expect.set_options(timeout=20_000)
 
