@@ -210,8 +210,9 @@ class Publisher:
         before = self.status.published
         with self._failing():
             with self._deadline("reading the log"):
-                self._require_lock()
                 batch: _Batch | None = self._read(self.status.position)
+                if not (batch and batch.count):  # else the transaction looks, while the broker works
+                    self._require_lock()
             while batch and batch.count:
                 # Where the broker is gone, this is all that is said: the watchdog ends the process.
                 with self._deadline(f"after position {self.status.position}, a Kafka transaction"):
@@ -504,8 +505,8 @@ class Publisher:
         return self._producer.send(self._settings.positions_topic, position.value(), key, partition=0)
 
     def _commit(self, futures: Sequence[Any]) -> None:
+        self._require_lock()  # costs nothing here: the broker is at work
         self._require_delivered(futures)
-        self._require_lock()
         self._producer.commit_transaction()
         self._is_in_transaction = False
         self.status.commits += 1
