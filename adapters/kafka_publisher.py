@@ -211,7 +211,7 @@ class Publisher:
         with self._failing():
             with self._deadline("reading the log"):
                 batch: _Batch | None = self._read(self.status.position)
-                if not (batch and batch.count):  # else the transaction looks, while the broker works
+                if not (batch and batch.count):  # else `_commit` looks
                     self._require_lock()
             while batch and batch.count:
                 # Where the broker is gone, this is all that is said: the watchdog ends the process.
@@ -505,7 +505,16 @@ class Publisher:
         return self._producer.send(self._settings.positions_topic, position.value(), key, partition=0)
 
     def _commit(self, futures: Sequence[Any]) -> None:
-        self._require_lock()  # costs nothing here: the broker is at work
+        """End the transaction of ``futures``.
+
+        The look at the lock comes while the broker works, so that no event waits for it. Who loses the lock after it
+        may still commit, and does no harm: a successor fences first (``init_transactions`` under the same id, or under
+        each id of the former ones), which aborts this transaction or waits until it is complete, and only then reads
+        the position, which is in it. So exactly once stands on the fence. The look ends a publisher without a lock
+        before its next transaction instead of at its successor's, and keeps to itself what was read from a PostgreSQL
+        that is gone by then.
+        """
+        self._require_lock()
         self._require_delivered(futures)
         self._producer.commit_transaction()
         self._is_in_transaction = False
