@@ -49,6 +49,7 @@ from api import (
     problems,
     proofs,
     streams,
+    suggestions,
     transfer_targets,
     views,
 )
@@ -137,6 +138,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         conversations,
         streams,  # before the listing: its paths are no ids of conversations
         exports,
+        suggestions,
         listing,
         metrics,
         bulk,

@@ -5,7 +5,7 @@ Which conversations it is about stands in the address: chosen ids, or the filter
 
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID
 
 import orjson
 from fastapi.exceptions import RequestValidationError
@@ -109,7 +109,7 @@ async def start_bulk_action(page: Here) -> Response:
     body = {"action": action, "dry_run": is_trial, "parameters": _parameters(action, form)}
     try:
         body["on"] = on.body()
-        job = await page.send("POST", "/v1/bulk", body | {"id": _job_id(form, body)})
+        job = await page.send("POST", "/v1/bulk", body)
     except RequestValidationError:
         return await _form(page, on, action, form, {"on": MISTAKES["on"]})
     except RefusedError as refused:
@@ -118,15 +118,6 @@ async def start_bulk_action(page: Here) -> Response:
         mistakes = _mistakes(refused.problem) or {"": refusal(page, refused.code)}
         return await _form(page, on, action, form, mistakes)
     return page.go_to(link(f"/bulk/{job['id']}", on.query))
-
-
-def _job_id(form: FormData, body: dict[str, Any]) -> str:
-    """The same for the same form with the same contents, so that sending it twice does it once."""
-    try:
-        once = UUID(str(form.get("once")))
-    except ValueError:
-        once = uuid4()
-    return str(uuid5(once, orjson.dumps(body).hex()))
 
 
 def _parameters(action: str, form: FormData) -> dict[str, Any]:
@@ -173,7 +164,6 @@ async def _form(
         targets=targets["items"],
         priorities=PRIORITY_NAMES,
         mistakes=mistakes or {},
-        once=uuid4(),
     )
 
 
@@ -203,7 +193,6 @@ async def bulk_action(id: UUID, page: Here) -> Response:
             for name in FIELDS[job["action"]]
             if parameters.get(plain := name.removeprefix("new-"))
         ],
-        once=uuid4(),
         names=await names(page),
     )
 

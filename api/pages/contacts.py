@@ -30,12 +30,27 @@ _KEYS = N_("A name has small letters, digits, and . _ - between them, such as pl
 
 @router.get("/contacts")
 async def contacts(
-    page: Here, q: Annotated[str, Query(max_length=500)] = "", cursor: Cursor = None, at_least: AtLeast = None
+    page: Here, q: Annotated[str, Query(max_length=20_000)] = "", cursor: Cursor = None, at_least: AtLeast = None
 ) -> Response:
     """Find contacts."""
-    found = await page.get("/v1/contacts", none_of({"q": q, "cursor": cursor, "at_least": at_least, "limit": 50}))
+    found: dict[str, Any] = {"items": [], "next": None}
+    mistakes: dict[str, str] = {}
+    try:
+        found = await page.get("/v1/contacts", none_of({"q": q, "cursor": cursor, "at_least": at_least, "limit": 50}))
+    except RefusedError as error:
+        if error.status != 422:
+            raise
+        mistakes = await mistakes_of(page, error, {"q": "q"})
     following = link("/contacts", none_of({"q": q, "cursor": found["next"]})) if found["next"] else None
-    return page.render("contacts.html", q=q, items=found["items"], following=following, first=cursor is None)
+    return page.render(
+        "contacts.html",
+        422 if mistakes else 200,
+        q=q,
+        items=found["items"],
+        following=following,
+        first=cursor is None,
+        mistakes=mistakes,
+    )
 
 
 @router.get("/contacts/{id:uuid}")
@@ -72,7 +87,12 @@ async def _definitions(page: Page) -> list[dict[str, Any]]:
 async def erase_form(page: Here, id: UUID) -> Response:
     """Say what erasing means, and ask whether it is meant."""
     row = await page.get(f"/v1/contacts/{id}")
-    return page.render("contact_erase.html", id=id, row=row, mistakes={})
+    return _erase_form(page, id, row, {})
+
+
+def _erase_form(page: Page, id_: UUID, row: dict[str, Any], mistakes: dict[str, str]) -> Response:
+    status, given = 422 if mistakes else 200, typed(page, "version", "sure")
+    return page.render("contact_erase.html", status, id=id_, row=row, typed=given, mistakes=mistakes)
 
 
 @router.post("/contacts/{id:uuid}/erase")
@@ -81,12 +101,12 @@ async def erase(page: Here, id: UUID) -> Response:
     if typed(page, "sure")["sure"] != "yes":
         row = await page.get(f"/v1/contacts/{id}")
         mistakes = {"sure": page.text("Confirm that you mean it; nothing was erased.")}
-        return page.render("contact_erase.html", 422, id=id, row=row, mistakes=mistakes)
+        return _erase_form(page, id, row, mistakes)
     try:
         done = await page.send("POST", f"/v1/contacts/{id}/erase")
     except RefusedError as error:
         row = await page.get(f"/v1/contacts/{id}")
-        return page.render("contact_erase.html", 422, id=id, row=row, mistakes=mistakes_of(page, error, {}))
+        return _erase_form(page, id, row, await mistakes_of(page, error, {}))
     return page.go_to(link(f"/contacts/{id}", {"at_least": done["position"]}))
 
 
@@ -163,12 +183,12 @@ async def edit(page: Here, id: UUID) -> Response:
     lines = {name: [line.strip() for line in form[name].split("\n") if line.strip()] for name in ("phones", "emails")}
     body = {"name": form["name"] or None, "attributes": attributes} | lines
     try:
-        done = await page.send("PUT", f"/v1/contacts/{id}", body, **{"If-Match": f'"{form["version"]}"'})
+        done = await page.send("PUT", f"/v1/contacts/{id}", body)
     except RefusedError as error:
         known = {name: name for name in ("name", "phones", "emails")}
         known |= {each["key"]: f"attribute-{each['key']}" for each in defined}
         known |= {each["key"]: f"free-{number}" for number, each in enumerate(free)}
-        mistakes = mistakes_of(page, error, known)
+        mistakes = await mistakes_of(page, error, known)
         if error.code == "attribute-of-wrong-type":
             key = next((key for key in attributes if f"'{key}'" in str(error.problem.get("detail"))), "")
             mistakes = {known.get(key, ""): mistakes.get("", "")}

@@ -165,7 +165,7 @@ async def carry_out(page: Page, id_: UUID, what: str, body: Any, method: str = "
     try:
         done = await page.send(method, f"/v1/conversations/{id_}/{what}", body)
     except RefusedError as error:
-        mistakes = mistakes_of(page, error, {name: name for name in ("label", "priority")})
+        mistakes = await mistakes_of(page, error, {name: name for name in ("label", "priority")})
         return await _shown(page, id_, mistakes=mistakes)
     return page.go_to(link(f"/conversations/{id_}", {"at_least": done["position"]}))
 
@@ -200,11 +200,15 @@ async def remove_label(page: Here, id: UUID, label: str) -> Response:
     return await carry_out(page, id, f"labels/{label}", None, "DELETE")
 
 
+_FINALIZING = ("outcome", "comment", "version")
+_TRANSFERRING = ("target", "reason", "version")
+
+
 @router.get("/conversations/{id:uuid}/finalize")
 async def finalize_form(page: Here, id: UUID) -> Response:
     """Ask how it ended."""
     row = await page.get(f"/v1/conversations/{id}")
-    return _finalize_form(page, id, row, {"outcome": "", "comment": ""}, {})
+    return _finalize_form(page, id, row, typed(page, *_FINALIZING), {})
 
 
 def _finalize_form(
@@ -227,25 +231,33 @@ async def finalize(page: Here, id: UUID) -> Response:
     """End it, as from the listing where that is allowed."""
     path = f"/v1/conversations/{id}"
     row = await page.get(path)
-    given, surface = typed(page, "outcome", "comment"), finalizing_surface(page, row) or "listing"
+    given, surface = typed(page, *_FINALIZING), finalizing_surface(page, row) or "listing"
     body = {"surface": surface, "outcome": given["outcome"], "comment": given["comment"] or None}
     try:
         done = await page.send("POST", f"{path}/finalize", body, Surface=surface)
     except RefusedError as error:
-        return _finalize_form(page, id, row, given, mistakes_of(page, error, {name: name for name in given}))
+        return _finalize_form(page, id, row, given, await mistakes_of(page, error, {name: name for name in given}))
     return page.go_to(link(f"/conversations/{id}", {"at_least": done["position"]}))
 
 
 @router.get("/conversations/{id:uuid}/transfer")
-async def transfer_form(page: Here, id: UUID, q: Annotated[str, Query(max_length=500)] = "") -> Response:
+async def transfer_form(page: Here, id: UUID, q: Annotated[str, Query(max_length=20_000)] = "") -> Response:
     """Ask to whom."""
-    return await _transfer_form(page, id, {"target": "", "reason": ""}, {}, q)
+    given = typed(page, *_TRANSFERRING)
+    try:
+        return await _transfer_form(page, id, given, {}, q)
+    except RefusedError as error:
+        if error.status != 422:
+            raise
+        mistakes = await mistakes_of(page, error, {"q": "q"})
+    return await _transfer_form(page, id, given, mistakes, q)
 
 
 async def _transfer_form(
     page: Page, id_: UUID, given: dict[str, str], mistakes: dict[str, str], q: str = ""
 ) -> Response:
-    row, targets = await asyncio.gather(page.get(f"/v1/conversations/{id_}"), _targets(page, q))
+    found_by = "" if "q" in mistakes else q
+    row, targets = await asyncio.gather(page.get(f"/v1/conversations/{id_}"), _targets(page, found_by))
     sectors = [each for each in targets if each["kind"] == "sector"]
     agents = [each for each in targets if each["kind"] == "agent"]
     known = {each["id"] for each in sectors}
@@ -287,7 +299,7 @@ async def _targets(page: Page, q: str) -> list[dict[str, Any]]:
 @router.post("/conversations/{id:uuid}/transfer")
 async def transfer(page: Here, id: UUID) -> Response:
     """Give it to a sector's queue or to an agent."""
-    given = typed(page, "target", "reason")
+    given = typed(page, *_TRANSFERRING)
     if not given["target"]:
         return await _transfer_form(page, id, given, {"target": page.text("Choose a sector or an agent.")})
     sector_id, _, agent_id = given["target"].partition("/")
@@ -298,7 +310,7 @@ async def transfer(page: Here, id: UUID) -> Response:
         fields = {"reason": "reason", "sector_id": "target", "agent_id": "target"}
         if error.code in {"sector-not-found", "agent-not-found"}:
             return await _transfer_form(page, id, given, {"target": said(page, error)})
-        return await _transfer_form(page, id, given, mistakes_of(page, error, fields))
+        return await _transfer_form(page, id, given, await mistakes_of(page, error, fields))
     try:
         await page.get(f"/v1/conversations/{id}", {"at_least": done["position"]})
     except RefusedError:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from api.pages.asking import RefusedError
 from api.pages.directory_names import names
-from api.pages.filter_fields import CHOICE_NAMES, GROUPS, PEOPLE
+from api.pages.filter_fields import CHOICE_NAMES, GROUPS, IN_USE, PEOPLE
 from api.pages.filter_form import JOINS, Part, act, filter_of_form, form_of, form_of_filter
 from api.pages.listing_state import BAR, MISTAKES, State, state_of
 from api.pages.page import Here, Page, page_router
@@ -48,6 +48,7 @@ async def filter_form(page: Here) -> Response:
         groups=GROUPS,
         choices=CHOICE_NAMES,
         people=PEOPLE,
+        in_use=IN_USE,
         names=await names(page),
     )
 

@@ -95,6 +95,8 @@ CHOICE_NAMES: Mapping[str, Mapping[str, str]] = {
 }
 PEOPLE = {"sector": "sector", "ever_in_sector": "sector", "agent": "agent", "ever_with_agent": "agent"}
 """Fields whose ids are those of sectors or agents."""
+IN_USE = {"label": "labels", "bot": "bots", "ever_with_bot": "bots"}
+"""Fields for which what exists is suggested."""
 VALUELESS = {Operator.IS_SET, Operator.IS_NOT_SET}
 SEVERAL = {Operator.IN, Operator.NOT_IN}
 DAYS = {Operator.IN_LAST_DAYS, Operator.MORE_THAN_DAYS_AGO}

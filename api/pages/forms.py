@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from api.pages.asking import RefusedError
+from api.pages.directory_names import names as names_of
 from api.pages.page import Page, refusal
 from api.pages.texts import N_, STATUSES, WHAT_WENT_WRONG
+from api.pages.words import EVENT_NAMES, actor_name
 
 MISTAKES = {
     "string_too_long": N_("This is too long."),
@@ -17,7 +19,12 @@ MISTAKES = {
     "missing": N_("This must be given."),
     "too_long": N_("These are too many."),
     "uuid_parsing": N_("Choose one that is in the list."),
+    "enum": N_("Choose one that is in the list."),
 }
+MOST_TOLD = 5
+_MEANWHILE = N_(
+    "Somebody changed it while you looked: %(what)s. Nothing was done yet; if you still mean it, send it again."
+)
 NOT_FITTING = N_("This does not fit.")
 
 
@@ -26,18 +33,32 @@ def typed(page: Page, *names: str) -> dict[str, str]:
     return {name: str(page.form.get(name, "")).replace("\r\n", "\n").strip() for name in names}
 
 
-def mistakes_of(page: Page, error: RefusedError, fields: Mapping[str, str]) -> dict[str, str]:
+async def mistakes_of(page: Page, error: RefusedError, fields: Mapping[str, str]) -> dict[str, str]:
     """What is wrong, by field of the form, whose names ``fields`` holds by the API's; under "" what belongs to none.
 
     Raises ``error`` again where nobody is signed in any more.
     """
     if error.status == 401:
         raise error
+    if error.problem.get("since"):
+        return {"": await _meanwhile(page, error.problem["since"])}
     found: dict[str, str] = {}
     for each in error.problem.get("errors") or ():
         field = next((fields[part] for part in each["in"] if part in fields), "")
         found.setdefault(field, page.text(MISTAKES.get(each["what"], NOT_FITTING)))
     return found or {"": said(page, error)}
+
+
+async def _meanwhile(page: Page, since: list[dict[str, Any]]) -> str:
+    """What happened between what somebody saw and what they wanted to do to it."""
+    names = await names_of(page)
+    told = []
+    for each in since[-MOST_TOLD:]:
+        event, actor, at = EVENT_NAMES[each["topic"]], each["actor"], each["recorded_at"]
+        told.append(f"{page.text(event)} ({actor_name(page, names, actor)}, {page.formats.moment(at)})")
+    if len(since) > MOST_TOLD:
+        told.insert(0, "…")
+    return page.text(_MEANWHILE, what="; ".join(told))
 
 
 def said(page: Page, error: RefusedError) -> str:

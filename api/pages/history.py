@@ -74,7 +74,7 @@ async def history(page: Here) -> Response:
         except RefusedError as error:
             if error.status != 422:
                 raise
-            mistakes = mistakes_of(page, error, {name: name for name in FIELDS})
+            mistakes = await mistakes_of(page, error, {name: name for name in FIELDS})
     exports = {
         name: link("/v1/history/export", query | speech(page) | {"format": name.lower()}) for name in ("CSV", "NDJSON")
     }

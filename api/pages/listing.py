@@ -140,7 +140,8 @@ def saved_view(page: Page, view: dict[str, Any]) -> dict[str, Any]:
     columns = [name for name in view["columns"] if name in COLUMNS]
     state = State({}, {"filter": filter_, "sort": view["sort"], "order": view["order"]}, tuple(columns))
     mine = page.caller is not None and view["owner"]["id"] == page.caller.actor.id
-    return {"id": view["id"], "name": view["name"], "shared": view["shared"], "mine": mine, "address": state.address}
+    kept = {name: view[name] for name in ("id", "name", "shared", "version")}
+    return kept | {"mine": mine, "address": state.address}
 
 
 def _chips(page: Page, state: State, directory: dict[str, dict[str, str]]) -> list[dict[str, str]]:

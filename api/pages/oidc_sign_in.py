@@ -5,7 +5,6 @@ the agent to whom what the issuer says is linked.
 """
 
 import hmac
-import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +21,6 @@ from api.sessions import ATTEMPT_COOKIE, ATTEMPT_LIFE, Attempt, Sessions
 
 if TYPE_CHECKING:
     from adapters.oidc_sign_in import Secrets, SignIn
-
-log = logging.getLogger(__name__)
 
 router = page_router()
 LONGEST = 2_000
@@ -78,7 +75,6 @@ async def _answer(page: Page) -> Response:
         return ask_who(page, attempt.next, status=403, problem=page.text(_UNPROVEN))
     caller = await identity.of_identity(found.named)
     if caller is None or caller.token_id is None:
-        log.info("nobody is linked to %s of %s in %s", found.named.subject, found.named.issuer, found.named.workspace)
         return page.render("not_linked.html", 403, named=found.named, host=sign_in.host)
     until = datetime.fromtimestamp(found.claims["exp"], UTC)
     return begun(page, sessions.begin(caller.workspace_id, caller.token_id, until, is_outside=True), attempt.next)

@@ -13,6 +13,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode, urlsplit
+from uuid import NAMESPACE_URL, uuid4, uuid5
 
 import orjson
 from fastapi import APIRouter, Depends, Request
@@ -77,6 +78,8 @@ class Page:
     session: Session | None = None
     caller: Caller | None = None
     form: FormData = field(default_factory=FormData)
+    _version: int | None = None
+    """At which version what a form is about turned out to be."""
 
     @cached_property
     def formats(self) -> Formats:
@@ -97,9 +100,26 @@ class Page:
         return await ask(self.request, self._signed_in, "GET", path, query)
 
     async def send(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
-        """What the API answers to a command, which counts as from the listing unless ``Surface`` says otherwise."""
+        """What the API answers to a command, which counts as from the listing unless ``Surface`` says otherwise.
+
+        However often a form is sent, it happens once; and only to what the form showed.
+        """
         surface = {"Surface": "listing"} if path.startswith("/v1/conversations/") else {}
-        return await ask(self.request, self._signed_in, method, path, body=body, headers=surface | headers)
+        sent = surface | self._as_the_form_was(method, path, body) | headers
+        try:
+            return await ask(self.request, self._signed_in, method, path, body=body, headers=sent)
+        except RefusedError as error:
+            self._version = error.problem.get("version")
+            raise
+
+    def _as_the_form_was(self, method: str, path: str, body: Any) -> dict[str, str]:
+        """The version that the form showed, and a key that is the same whenever it is sent with the same contents."""
+        version, once = (str(self.form.get(name, "")) for name in ("version", "once"))
+        found = {"If-Match": f'"{version}"'} if version else {}
+        if version or once:
+            said = orjson.dumps([str(self._signed_in.token_id), version, once, method, path, body])
+            found["Idempotency-Key"] = str(uuid5(NAMESPACE_URL, said.decode()))
+        return found
 
     @property
     def _signed_in(self) -> Session:
@@ -124,6 +144,16 @@ class Page:
         sessions: Sessions = self.request.app.state.sessions
         token = sessions.form_token(self.session) if self.session else ""
         return Markup('<input type="hidden" name="{}" value="{}">').format(FORM_TOKEN, token)
+
+    def form_of(self, version: int | str) -> Markup:
+        """As `form_field`, for acting on what is shown at ``version``; after a conflict, at the one that it told of."""
+        hidden = Markup('{}<input type="hidden" name="version" value="{}">')
+        return hidden.format(self.form_field, self._version or version)
+
+    @property
+    def form_once(self) -> Markup:
+        """As `form_field`, for making something that has no version yet."""
+        return Markup('{}<input type="hidden" name="once" value="{}">').format(self.form_field, uuid4())
 
     @property
     def navigation(self) -> list[dict[str, Any]]:

@@ -8,9 +8,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
 from api.pages.asking import RefusedError
+from api.pages.forms import mistakes_of
 from api.pages.listing import saved_view
 from api.pages.listing_state import State, state_of
-from api.pages.page import Here, Page, page_router, refusal
+from api.pages.page import Here, Page, page_router
 from api.pages.texts import N_
 from domain.permissions import Permission
 
@@ -44,13 +45,16 @@ async def save_view(page: Here) -> Response:
         body["filter"] = orjson.loads(state.filter_json())
         outcome = await page.send("POST", "/v1/views", body)
     except RequestValidationError:
-        return _form(page, state, page.text(_FILTER), 422)
+        return _form(page, state, {"": page.text(_FILTER)})
     except RefusedError as refused:
         if refused.status not in {409, 422}:
             raise
-        is_name = any("name" in error["in"] for error in refused.problem.get("errors", []))
-        mistake = page.text(_NAME) if is_name else refusal(page, refused.code) or page.text(_FILTER)
-        return _form(page, state, mistake, 422)
+        mistakes = await mistakes_of(page, refused, {"name": "name"})
+        if "name" in mistakes:
+            mistakes["name"] = page.text(_NAME)
+        elif refused.code == "invalid-request":
+            mistakes = {"": page.text(_FILTER)}
+        return _form(page, state, mistakes)
     await page.get("/v1/views", {"at_least": outcome["position"]})  # so that the listing offers it at once
     return page.go_to(state.address)
 
@@ -61,10 +65,10 @@ async def remove_view(id: UUID, page: Here) -> Response:
     try:
         outcome = await page.send("DELETE", f"/v1/views/{id}")
     except RefusedError as refused:
-        if refused.status not in {403, 409}:
+        if refused.status not in {403, 409, 412}:
             raise
-        found = await page.get("/v1/views")
-        return _list(page, found["items"], refusal(page, refused.code), refused.status)
+        found, mistakes = await page.get("/v1/views"), await mistakes_of(page, refused, {})
+        return _list(page, found["items"], mistakes[""], refused.status)
     await page.get("/v1/views", {"at_least": outcome["position"]})
     return page.go_to("/views")
 
@@ -75,14 +79,14 @@ def _list(page: Page, found: list[dict[str, Any]], mistake: str = "", status: in
     return page.render("views.html", status, views=shown, may_all=may_all, mistake=mistake)
 
 
-def _form(page: Page, state: State, mistake: str = "", status: int = 200) -> Response:
+def _form(page: Page, state: State, mistakes: dict[str, str] | None = None) -> Response:
     state = state.but()
     return page.render(
         "view_new.html",
-        status,
+        422 if mistakes else 200,
         state=state,
         kept=[*state.query(), *state.columns_query],
         name=str(page.form.get("name", "")),
         shared="shared" in page.form,
-        mistake=mistake,
+        mistakes=mistakes or {},
     )

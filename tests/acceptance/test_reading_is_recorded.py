@@ -75,6 +75,7 @@ NOT_RECORDED = {
     "GET /v1/metrics": NUMBERS,
     "POST /v1/metrics/search": NUMBERS,
     "GET /v1/conversations/{id}/episodes": "durations and who served",
+    "GET /v1/conversations/suggestions": "labels and bots that are in use, not where",
     "GET /v1/accesses": "the record itself",
     **dict.fromkeys(("POST /v1/bulk", "GET /v1/bulk", "GET /v1/bulk/{id}", "GET /v1/bulk/{id}/results"), ONES_OWN),
     **dict.fromkeys(("POST /v1/bulk/{id}/cancel", "PUT /v1/presence", "POST /v1/tokens"), ONES_OWN),

@@ -258,7 +258,7 @@ def test_a_view_is_kept_offered_and_removed(visit: Any, opened: Any, channel: st
     page.locator("#menu-views summary").click()
     page.locator("#save-view").click()
     page.get_by_role("button", name="Salvar").click()
-    expect(page.locator("#mistake")).to_contain_text("De 1 a 200 caracteres")
+    expect(page.locator("#name-mistake")).to_contain_text("De 1 a 200 caracteres")
     guest.check()
     page.get_by_label("Nome").fill(f"Visão <{channel}>")
     page.get_by_role("button", name="Salvar").click()

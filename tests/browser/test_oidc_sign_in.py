@@ -362,6 +362,12 @@ def weak(service: Any, told: dict[str, str]) -> Iterator[httpx.Client]:
             serving.join()
 
 
+@pytest.fixture(scope="module")
+def patched(service: Any, told: dict[str, str]) -> Iterator[httpx.Client]:
+    with weak(service, told) as found:
+        yield found
+
+
 def nothing(*_: Any, **__: Any) -> None:
     pass
 
@@ -386,25 +392,23 @@ WEAK: dict[str, tuple[Any, str, Any]] = {
 
 @pytest.mark.parametrize("attack", WEAK)
 def test_canary_a_service_that_is_weak_in_one_place_lets_an_attack_through(
-    story: Story, service: Any, told: dict[str, str], attack: str, monkeypatch: pytest.MonkeyPatch
+    story: Story, patched: httpx.Client, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with weak(service, told) as client:
-        assert refused(attack, Story(client, story.issuer))
-        monkeypatch.setattr(*WEAK[attack])
-        story.issuer.forget()
-        assert not refused(attack, Story(client, story.issuer))
+    assert refused(attack, Story(patched, story.issuer))
+    monkeypatch.setattr(*WEAK[attack])
+    story.issuer.forget()
+    assert not refused(attack, Story(patched, story.issuer))
 
 
 def test_canary_a_sign_out_that_only_forgets_and_an_address_that_is_not_looked_at(
-    story: Story, service: Any, told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    story: Story, patched: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with weak(service, told) as client:
-        monkeypatch.setattr(Identity, "end", always)
-        weak_story = Story(client, story.issuer)
-        browser = weak_story.signed_in()
-        thief = stolen(browser)
-        browser.send("POST", "/sign-out")
-        assert thief.is_in()
-        monkeypatch.setattr(page_module, "ours", partial(str))
-        brought = weak_story.issuer.approve(weak_story.victim.begin("https://evil.example"))
-        assert weak_story.back(brought).headers["location"] == "https://evil.example"
+    monkeypatch.setattr(Identity, "end", always)
+    weak_story = Story(patched, story.issuer)
+    browser = weak_story.signed_in()
+    thief = stolen(browser)
+    browser.send("POST", "/sign-out")
+    assert thief.is_in()
+    monkeypatch.setattr(page_module, "ours", partial(str))
+    brought = weak_story.issuer.approve(weak_story.victim.begin("https://evil.example"))
+    assert weak_story.back(brought).headers["location"] == "https://evil.example"

@@ -82,6 +82,8 @@ function show(fresh) {
   held = false;
   const read = log.scrollTop < -40 && [...log.querySelectorAll("article")].find((each) => placeOf(each) >= placeOf(log));
   const place = read && placeOf(read);
+  // What is seen changes with the page, also where a form is left alone because somebody is about to use it.
+  for (const each of live.querySelectorAll("input[type=hidden][name=version]")) each.setAttribute("value", fresh.dataset.version);
   for (const part of fresh.querySelectorAll("[data-live]")) {
     const old = document.getElementById(part.id);
     if (!old || old.innerHTML === part.innerHTML) continue;

@@ -45,6 +45,22 @@ document.addEventListener("submit", async (event) => {
   delete form.dataset.sure;
 });
 
+// Fields that suggest what exists: it is asked for when one of them is first used.
+const suggestions = {};
+
+document.addEventListener("focusin", ({ target }) => suggest(target));
+document.addEventListener("input", ({ target }) => target.dataset.several !== undefined && suggest(target));
+
+async function suggest(field) {
+  const list = field.list;
+  if (!list?.dataset.suggest) return;
+  suggestions.found ??= fetch("/v1/conversations/suggestions").then((answer) => (answer.ok ? answer.json() : {}));
+  const found = (await suggestions.found.catch(() => ({})))[list.dataset.suggest] ?? [];
+  // Where several are typed with commas between, what is before the last one stays.
+  const before = field.dataset.several === undefined ? "" : (field.value.match(/^.*,\s*/)?.[0] ?? "");
+  list.replaceChildren(...found.map((each) => new Option("", before + each)));
+}
+
 setInterval(async () => {
   if (!document.hidden && !gone && !(await reachable())) serverGone();
 }, 10000);
