@@ -46,6 +46,7 @@ from projections.tree import (
 FORMAT = "conversas-bundle.v1"
 _WINDOW = 20_000
 """Positions of the log that are read at a time."""
+_HAS = "select from events where workspace_id = %s and stream_id = %s and position <= %s limit 1"
 _MOST_BYTES = 64_000_000
 """Of one line: a request's body is far smaller."""
 _SHOWN = 1_000
@@ -56,6 +57,10 @@ Progress = Callable[[int, int], None]
 
 def _silent(_done: int, _total: int) -> None:
     """Nobody wants to know."""
+
+
+class NotThereError(Exception):
+    """There is nothing to make a bundle of."""
 
 
 class AlteredError(Exception):
@@ -108,11 +113,15 @@ def write(
     """Write the bundle of a workspace, or of one stream of it, up to ``checkpoint``.
 
     It is written from the log, not from the tree: if the two disagree, verifying it says so.
+    Raises `NotThereError`, and writes nothing, where the log has nothing of the stream up to ``checkpoint``.
     """
     note, (size, last_position) = checkpoint
-    out.write(_header(note, None if stream_id is None else str(stream_id)) + b"\n")
-    origins: dict[str, bytes] = {}
     wanted = None if stream_id is None else str(stream_id)
+    values = workspace_id, stream_id, last_position
+    if wanted is not None and connection.execute(_HAS, values).fetchone() is None:
+        raise NotThereError(f"the log has nothing of {stream_id} among the workspace's first {size} events")
+    out.write(_header(note, wanted) + b"\n")
+    origins: dict[str, bytes] = {}
     for index, each in enumerate(_envelopes(connection, workspace_id, last_position)):
         line = line_of(each)
         if wanted is not None and each.stream_id != wanted:

@@ -90,7 +90,7 @@ class Projector:
     """Moves read models on, one batch after another, several models at once. Used by one thread.
 
     With ``keys``, whose are destroyed before the erasures that it reads are projected; without them, a read model that
-    is to show what is sealed halts.
+    is to show what is sealed halts. The tree shows nothing: it takes no keys to complete it.
     """
 
     def __init__(
@@ -102,7 +102,8 @@ class Projector:
         batch_size: int = BATCH_SIZE,
     ) -> None:
         self._keys = keys
-        self._log = EventLog(conninfo, application="conversas-projector", role=Role.PROJECTOR, keys=keys or NO_KEYS)
+        found = keys or (None if all(isinstance(model, Tree) for model in models) else NO_KEYS)
+        self._log = EventLog(conninfo, application="conversas-projector", role=Role.PROJECTOR, keys=found)
         self._conninfo = conninfo
         self._models = models
         self._batch_size = batch_size
@@ -125,17 +126,18 @@ class Projector:
                 self.discard_connections()
                 stop.wait(1.0)
 
-    def catch_up(self, progress: Callable[[int, int], None] = lambda _position, _head: None) -> None:
+    def catch_up(self, progress: Callable[[int, int], None] = lambda _position, _head: None) -> list[str]:
         """Project until every read model that is not halted has all that the log held when this began.
 
-        ``progress`` is told the lowest position and the log's head.
+        ``progress`` is told the lowest position and the log's head. Returns which are halted before that.
         """
         head = self._log.head()
         while self.advance_all():
             position = min(self._positions.values())
             progress(position, head)
             if position >= head:
-                return
+                break
+        return [model.name for model in self._models if self._positions.get(model.name, -1) < head]
 
     def advance_all(self) -> bool:
         """Move each read model on by one batch at most; whether any moved."""

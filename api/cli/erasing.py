@@ -15,9 +15,10 @@ from adapters.erasures import NotTurnedOverError
 from adapters.erasures import purge as purge_disks
 from adapters.master_keys import new_master_key
 from adapters.projector import Projector
-from api.cli.shell import a_slug, app, database, execute, load_settings, out, progress_bar
+from api.cli.shell import a_slug, app, complete, database, execute, load_settings, out, progress_bar
 from api.keys import contact_keys_of, keys_url
 from domain.commands import EraseContact
+from projections.listing import Listing
 
 keys_app = typer.Typer(
     help="Keys of contacts and the master key that wraps them: new, rotate, list.", no_args_is_help=True
@@ -39,8 +40,8 @@ def erase(
     with database(chosen) as url, closing(contact_keys_of(chosen, url)) as keys:
         with closing(CommandHandler(url, keys)) as handler:
             outcome = execute(handler, workspace, contact, EraseContact())
-        with closing(Projector(url, keys=keys)) as projector, progress_bar("forgetting") as update:
-            projector.catch_up(update)
+        with closing(Projector(url, keys=keys)) as projector:
+            complete(projector, Listing, "forgetting")
     out.print("Erased." if outcome.events else "Was erased already.")
 
 
@@ -53,8 +54,8 @@ def purge() -> None:
     """
     chosen = load_settings()
     with database(chosen) as url, closing(contact_keys_of(chosen, url)) as keys:
-        with closing(Projector(url, keys=keys)) as projector, progress_bar("catching up") as update:
-            projector.catch_up(update)
+        with closing(Projector(url, keys=keys)) as projector:
+            complete(projector, Listing, "catching up")
         try:
             with progress_bar("purging") as update:
                 purge_disks(url, keys_url(chosen, url), update)

@@ -17,13 +17,14 @@ from adapters.postgres import connect
 from adapters.projector import Projector, stale
 from api import demo
 from api.cli import feeding
-from api.cli.shell import app, database, err, load_settings, out, progress_bar
+from api.cli.shell import app, complete, database, err, load_settings, out
 from api.cli.tending import rebuild_each
 from api.keys import DEFAULT_FILE, contact_keys_of, master_keys
 from api.settings import PREFIX, Settings
 from api.supervisor import stop_on_signals, supervise, watch_supervisor
 from domain.errors import AlreadyExistsError
 from projections.directory import HOLDER_QUERY
+from projections.listing import Listing
 
 
 @app.command()
@@ -144,11 +145,8 @@ def serve() -> None:
 def _finish_erasures(chosen: Settings, url: str) -> None:
     """Let no read model show anybody whom the log has erased, before it is asked."""
     if is_behind(url):
-        with (
-            closing(Projector(url, keys=contact_keys_of(chosen, url))) as projector,
-            progress_bar("forgetting whom the log has erased") as update,
-        ):
-            projector.catch_up(update)
+        with closing(Projector(url, keys=contact_keys_of(chosen, url))) as projector:
+            complete(projector, Listing, "forgetting whom the log has erased")
 
 
 @app.command()

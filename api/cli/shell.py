@@ -20,7 +20,7 @@ from adapters.command_handler import CommandHandler, Outcome, Request
 from adapters.contact_keys import ContactKeys
 from adapters.erasures import reconcile
 from adapters.master_keys import NO_MASTER_KEYS
-from adapters.projector import create_missing
+from adapters.projector import Projector, create_missing
 from api import demo, settings
 from api.keys import keys_url, prepare_keys
 from api.settings import Settings
@@ -29,6 +29,7 @@ from domain.envelope import Stream
 from domain.errors import AlreadyExistsError
 from domain.events import Actor, ActorKind, Surface
 from domain.permissions import BUILT_IN_ROLES, Caller
+from projections.read_model import ReadModel
 
 app = typer.Typer(
     help="Conversas: every conversation of a company's support channels, and how it got there.",
@@ -94,6 +95,14 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=max(done, total), rate=f"{speed:,.0f}/s" if speed else "")
 
         yield update
+
+
+def complete(projector: Projector, model: type[ReadModel], what: str) -> None:
+    """Bring the read models up to the log's end; where ``model`` cannot get there, the program ends."""
+    with progress_bar(what) as update:
+        halted = projector.catch_up(update)
+    if model.name in halted:
+        raise SystemExit(f"The read model '{model.name}' is halted before the log's end; the message above says why.")
 
 
 def execute(handler: CommandHandler, workspace: str, id_: UUID, command: Command) -> Outcome:

@@ -34,7 +34,7 @@ from adapters.postgres import connect
 from adapters.projector import Projector
 from adapters.witness import RefusedError, Witness
 from api import demo
-from api.cli.shell import Workspace, app, database, err, load_settings, out, progress_bar
+from api.cli.shell import Workspace, app, complete, database, err, load_settings, out, progress_bar
 from api.signing import signing_key
 from projections.tree import Tree
 
@@ -48,7 +48,7 @@ def _sentences() -> Iterator[None]:
         yield
     except (bundles.AlteredError, RefusedError) as error:
         raise SystemExit(f"ALTERED: {error}") from None
-    except (NoteError, KeyUnusableError) as error:
+    except (NoteError, KeyUnusableError, bundles.NotThereError) as error:
         raise SystemExit(str(error)) from None
     except httpx.HTTPError as error:
         raise SystemExit(f"The service cannot be asked: {error}") from None
@@ -60,8 +60,8 @@ def _tree() -> Iterator[tuple[psycopg.Connection[Any], SigningKey, str]]:
     chosen = load_settings()
     with _sentences(), database(chosen) as url:
         key = signing_key(chosen)
-        with closing(Projector(url, (Tree(),))) as projector, progress_bar("completing the tree") as update:
-            projector.catch_up(update)
+        with closing(Projector(url, (Tree(),))) as projector:
+            complete(projector, Tree, "completing the tree")
         with connect(url) as connection:
             yield connection, key, chosen.checkpoint_origin
 
@@ -102,7 +102,11 @@ def bundle(
     with _tree() as (connection, key, prefix):
         taken = bundles.take_checkpoint(connection, workspace_id, prefix, key)
         with _private(file) as to, progress_bar("writing") as update:
-            bundles.write(connection, to, taken, workspace_id, conversation, update)
+            try:
+                bundles.write(connection, to, taken, workspace_id, conversation, update)
+            except BaseException:
+                file.unlink()  # a part of it is of no use
+                raise
         with file.open("rb") as written, progress_bar("verifying") as update:
             found = bundles.verify(written, key.verifier(origin_for(prefix, workspace_id)), progress=update)
     _tell(found)

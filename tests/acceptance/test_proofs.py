@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -19,9 +20,13 @@ from uuid import UUID
 import psycopg
 import pytest
 from click.testing import Result
+from contact_keyring import keys_of
+from psycopg.conninfo import make_conninfo
 from typer.testing import CliRunner
 
 from adapters.checkpoints import WITNESS, Checkpoint, VerifierKey, open_checkpoint
+from adapters.command_handler import CommandHandler
+from adapters.postgres import migrate
 from api import demo
 from api.__main__ import app
 from domain.leaves import digest_of, line_of, origin_of, tag_of
@@ -205,7 +210,39 @@ def test_the_bundle_of_another_conversation_does_not_pass_for_this_one(
     wanted = ["--conversation", some_history.id]
     assert "not of" in run("verify", tmp_path / "other", "--key", key, *wanted, ok=False, offline=True).output
     refused = run("bundle", tmp_path / "none", "--conversation", UUID(int=0), ok=False)
-    assert "no event of" in refused.output
+    assert "nothing of" in refused.output
+    assert not (tmp_path / "none").exists()
+
+
+def test_where_nobody_serves_a_bundle_holds_the_log_to_its_end(
+    service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without any key of contacts; and where the tree cannot be completed, nothing older is passed off for it."""
+    with psycopg.connect(service.database_url, autocommit=True) as connection:
+        connection.execute("create database alone")
+    url = make_conninfo(service.database_url, dbname="alone")
+    migrate(url)
+    with closing(CommandHandler(url, keys_of(url))) as handler:
+        demo.load(handler, "cvs_proofs-tests-admin")
+    for name in [name for name in os.environ if name.startswith("CONVERSAS_MASTER")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CONVERSAS_DATABASE_URL", url)
+
+    def run(*arguments: str | Path) -> Result:
+        return CliRunner().invoke(app, [str(each) for each in arguments])
+
+    done = run("bundle", tmp_path / "new", "--conversation", str(demo.CONVERSATION))
+    assert done.exit_code == 0, (done.output, done.exception)
+    with psycopg.connect(url) as connection:
+        [size] = connection.execute(
+            "select count(*) from events where workspace_id = %s", (demo.WORKSPACE,)
+        ).fetchone() or [0]
+        assert f"{size:,} events" in done.stdout
+        connection.execute("update projection_positions set shape = 'of another version' where name = 'tree'")
+    for refused in (run("bundle", tmp_path / "none"), run("checkpoint")):
+        assert refused.exit_code != 0
+        assert "'tree' is halted" in refused.output
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_witness_signs_what_goes_on_and_nothing_else(
