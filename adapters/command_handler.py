@@ -615,7 +615,8 @@ def _append_events(request: Request, events: list[Event], batch: _Batch) -> Outc
                 actor_kind=request.caller.actor.kind.value,
                 actor_id=request.caller.actor.id,
                 surface=request.surface.value,
-                occurred_at=request.occurred_at or batch.now,
+                # By the log's clock, where another one is ahead: nothing is recorded before it happened.
+                occurred_at=min(request.occurred_at or batch.now, batch.now),
                 recorded_at=batch.now,
                 request_id=request.request_id,
                 correlation_id=request.correlation_id,

@@ -463,7 +463,7 @@ class _Source:
     columns: Sql
     condition: Sql
     until: datetime | None = None
-    """A time that no row's times are beyond, but for clocks that disagree: so an index need not begin at its end."""
+    """A time that no row's times are beyond: so an index need not begin at its end."""
     sought: Sql | None = None
     """What finds few rows by a telling text; None: nothing does."""
 
@@ -482,20 +482,16 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     seen = f"{sees[0]} as sees_contact"
     then = (", ".join((*map(_then, SHOWN_COLUMNS), seen)), sees[1])
     now = (", ".join((*SHOWN_COLUMNS, seen)), sees[1])
-    until = wanted.as_of + _CLOCKS_DISAGREE
     return [
-        _Source("past listing", then, _all([past.held_at(wanted.as_of), found]), until),
-        _Source("listing", now, _all([_unchanged(wanted.as_of), found]), until),
+        _Source("past listing", then, _all([past.held_at(wanted.as_of), found]), wanted.as_of),
+        _Source("listing", now, _all([_unchanged(wanted.as_of), found]), wanted.as_of),
     ]
 
 
 def _unchanged(as_of: datetime) -> Sql:
     """The condition on the listing for rows that held then."""
-    # The second half says nothing new, but for clocks that disagree; an index begins there and not at its end.
-    return "recorded_at <= %s and last_activity_at <= %s", [as_of, as_of + _CLOCKS_DISAGREE]
-
-
-_CLOCKS_DISAGREE = timedelta(days=1)
+    # The second half says nothing new: nothing is recorded before it happened. An index begins there, not at its end.
+    return "recorded_at <= %s and last_activity_at <= %s", [as_of, as_of]
 
 
 def _then(column: str) -> str:

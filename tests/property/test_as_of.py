@@ -18,14 +18,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import naive_listing
 import psycopg
 import pytest
 from contact_keyring import keys_of
 from listing_world import (
+    CONTACTS,
     PAIRS,
+    PEOPLE,
     START,
     STEPS,
     WHO,
@@ -40,6 +42,7 @@ from listing_world import (
 from psycopg.conninfo import make_conninfo
 
 from adapters.event_log import EventLog
+from domain.commands import RegisterContact
 from domain.envelope import StreamType
 from domain.permissions import Caller, Permission, Scope
 from projections import past
@@ -255,6 +258,18 @@ def test_at_any_moment_exactly_one_version_of_a_conversation_holds(whole: Past) 
     for before, after in pairwise(periods):
         assert before["recorded_at"] < before["until"]
         assert before["until"] == (after["recorded_at"] if after["id"] == before["id"] else FOREVER)
+
+
+def test_nothing_is_recorded_before_it_happened(whole: Past) -> None:
+    """Whatever the clock of who tells it says: pages of a moment begin at that moment, in every order of times."""
+    tomorrow, workspace = datetime.now(UTC) + timedelta(days=1), uuid4()
+    request = whole.world.request(
+        workspace, CONTACTS[0], RegisterContact(contact_id=CONTACTS[0], details=PEOPLE[0]), tomorrow
+    )
+    [answer] = whole.world.handler.handle([request])
+    assert not isinstance(answer, Exception)
+    [row] = whole.world.rows("select occurred_at, recorded_at from events where workspace_id = %s", [workspace])
+    assert row["occurred_at"] == row["recorded_at"] < tomorrow
 
 
 @pytest.mark.parametrize("seed", range(3))
