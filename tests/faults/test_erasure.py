@@ -181,6 +181,11 @@ def verify(exported: bytes, since: str) -> int:
     return bundle.verify(exported.splitlines(keepends=True), key, since=since).events
 
 
+def mebibytes(path: Path) -> int:
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    return sum(each.stat().st_size for each in files) >> 20
+
+
 def purge(database: str) -> None:
     project(database)
     erasures.purge(database, contact_keys.beside(database), lambda _done, _total: None)
@@ -210,6 +215,8 @@ def test_who_is_erased_is_found_nowhere_and_everybody_else_everywhere(
     gone = [needle for person in erased for needle in (*person.canaries, *person.sealing)]
     searched = [place.data, *dumps, log_file, segments]
     assert found(searched, gone) == {}
+    told = f"{len(people)} contacts, {len(erased)} erased: {len(set(gone))} strings and keys of theirs sought in "
+    print(told + ", ".join(f"{path.name} {mebibytes(path)} MiB" for path in searched))  # noqa: T201  # of the campaign
     names = [person.mark("changed").encode() for person in others]
     theirs = [person.wrapped for person in others]
     assert found([place.data, dumps[0]], names).keys() == set(names), "blind search"
