@@ -250,8 +250,14 @@ def _describe_problems(responses: dict[str, dict[str, Any]]) -> None:
             )
 
 
+_PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
+
 class Limits:
-    """Gives each request an id, which comes back as `Request-Id`, and refuses bodies that are too large."""
+    """Gives each request an id, which comes back as `Request-Id`, and refuses bodies that are too large.
+
+    What the API answers is kept nowhere: a session's cookie, unlike a token, does not keep caches from it.
+    """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
@@ -265,11 +271,11 @@ class Limits:
             return
         request_id, started = uuid7(), perf_counter()
         scope.setdefault("state", {})["request_id"] = request_id
-        header = (b"request-id", str(request_id).encode())
+        header, is_api = (b"request-id", str(request_id).encode()), scope["path"].startswith("/v1/")
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"].append(header)
+                message["headers"] += [header, *(_PRIVATE if is_api else ())]
                 REQUESTS.labels(scope["method"], message["status"]).observe(perf_counter() - started)
             await send(message)
 

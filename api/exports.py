@@ -142,7 +142,7 @@ async def exported(
     headings = f"{','.join(columns)}\r\n".encode() if format == "csv" else b""
     media_type = "text/csv; charset=utf-8" if format == "csv" else "application/x-ndjson"
     file = f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}.{format}"
-    headers = {"Content-Disposition": f'attachment; filename="{file}"', "Cache-Control": "no-store"}
+    headers = {"Content-Disposition": f'attachment; filename="{file}"'}
     return Export(_stream(headings + first, written), 200, headers, media_type)
 
 

@@ -4,7 +4,6 @@ Which conversations it is about stands in the address: chosen ids, or the filter
 """
 
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import orjson
@@ -201,6 +200,5 @@ async def bulk_action(id: UUID, page: Here) -> Response:
 async def cancel_bulk_action(id: UUID, page: Here) -> Response:
     """End it where it stands."""
     await page.send("POST", f"/v1/bulk/{id}/cancel")
-    came_from = urlsplit(page.request.headers.get("referer", ""))
-    back = f"{came_from.path}?{came_from.query}" if came_from.path == f"/bulk/{id}" else f"/bulk/{id}"
-    return page.go_to(back)
+    _, _, chosen = page.request.headers.get("referer", "").partition(f"/bulk/{id}?")  # so that the trial can be done
+    return page.go_to(f"/bulk/{id}?{chosen}" if chosen else f"/bulk/{id}")

@@ -9,7 +9,7 @@ from typing import Any
 from api.pages.asking import RefusedError
 from api.pages.directory_names import names as names_of
 from api.pages.page import Page, refusal
-from api.pages.texts import N_, STATUSES, WHAT_WENT_WRONG
+from api.pages.texts import COME_AGAIN, N_, STATUSES, WHAT_WENT_WRONG
 from api.pages.words import EVENT_NAMES, actor_name
 
 MISTAKES = {
@@ -26,6 +26,7 @@ _MEANWHILE = N_(
     "Somebody changed it while you looked: %(what)s. Nothing was done yet; if you still mean it, send it again."
 )
 NOT_FITTING = N_("This does not fit.")
+_COME_AGAIN = N_("This is not available for the moment; send it again in a few seconds.")
 
 
 def typed(page: Page, *names: str) -> dict[str, str]:
@@ -63,6 +64,8 @@ async def _meanwhile(page: Page, since: list[dict[str, Any]]) -> str:
 
 def said(page: Page, error: RefusedError) -> str:
     """Why the API refused, in words."""
+    if error.code in COME_AGAIN:
+        return page.text(_COME_AGAIN)
     return refusal(page, error.code) or page.text(STATUSES.get(error.status, WHAT_WENT_WRONG))
 
 

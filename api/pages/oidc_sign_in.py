@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from adapters.command_handler import UnavailableError
 from adapters.identity import Identity
-from api.pages.page import HEADERS, Anybody, Page, page_router
+from api.pages.page import HEADERS, LONGEST_NEXT, Anybody, Page, page_router
 from api.pages.sign_in import ask_who, begun
 from api.pages.texts import N_
 from api.sessions import ATTEMPT_COOKIE, ATTEMPT_LIFE, Attempt, Sessions
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from adapters.oidc_sign_in import Secrets, SignIn
 
 router = page_router()
-LONGEST = 2_000
-"""The longest address to go on to: browsers keep no larger cookies than 4,096 bytes."""
+LONGEST = 3_800
+"""The longest value of a cookie: browsers keep none that is, with its name and all, larger than 4,096 bytes."""
 _NOT_BEGUN = N_("This sign-in was not begun in this browser, took too long, or was used already. Begin again.")
 _DECLINED = N_("You were not signed in there. Try again, or ask whoever runs it.")
 _UNPROVEN = N_("What came back does not prove who you are. Begin again; if that does not help, tell an administrator.")
@@ -32,16 +32,19 @@ _AWAY = N_("It cannot be reached for the moment. Try again in a few seconds, or 
 
 
 @router.get("/sign-in/oidc")
-async def go_away(page: Anybody, next: Annotated[str, Query(max_length=20_000)] = "/") -> Response:
+async def go_away(page: Anybody, next: Annotated[str, Query(max_length=LONGEST_NEXT)] = "/") -> Response:
     """Send the browser to the issuer."""
     sign_in, sessions = _sign_in(page), _sessions(page)
-    attempt = sessions.attempt(next if len(next.encode()) <= LONGEST else "/")
+    attempt = sessions.attempt(next)
+    if len(sealed := sessions.sealed_attempt(attempt)) > LONGEST:
+        attempt = sessions.attempt("/")
+        sealed = sessions.sealed_attempt(attempt)
     try:
         address = await sign_in.address(_secrets(sessions, attempt))
     except UnavailableError:
         return ask_who(page, next, status=503, problem=page.text(_AWAY))
     answer = RedirectResponse(address, 303, HEADERS)
-    life, sealed = int(ATTEMPT_LIFE.total_seconds()), sessions.sealed_attempt(attempt)
+    life = int(ATTEMPT_LIFE.total_seconds())
     answer.set_cookie(ATTEMPT_COOKIE, sealed, max_age=life, secure=True, httponly=True, samesite="lax")
     return answer
 
@@ -77,7 +80,7 @@ async def _answer(page: Page) -> Response:
     if caller is None or caller.token_id is None:
         return page.render("not_linked.html", 403, named=found.named, host=sign_in.host)
     until = datetime.fromtimestamp(found.claims["exp"], UTC)
-    return begun(page, sessions.begin(caller.workspace_id, caller.token_id, until, is_outside=True), attempt.next)
+    return await begun(page, sessions.begin(caller.workspace_id, caller.token_id, until, is_outside=True), attempt.next)
 
 
 def _is_of(secrets: "Secrets", brought: dict[str, str]) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
 import orjson
@@ -21,6 +21,7 @@ from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.datastructures import FormData, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from adapters.identity import Identity
@@ -30,7 +31,7 @@ from api.languages import LANGUAGES, Language, language_of, translations
 from api.pages import statics
 from api.pages.asking import Query, RefusedError, ask
 from api.pages.formats import Formats, zone_named
-from api.pages.texts import N_, REFUSALS, STATUSES, WHAT_WENT_WRONG
+from api.pages.texts import COME_AGAIN, N_, REFUSALS, STATUSES, WHAT_WENT_WRONG
 from api.problems import UnauthenticatedError
 from api.sessions import Session, Sessions, cookie_session
 from domain.permissions import Caller, Permission, may
@@ -40,6 +41,10 @@ log = logging.getLogger(__name__)
 LANGUAGE_COOKIE, ZONE_COOKIE = "__Host-conversas-language", "conversas-zone"
 FORM_TOKEN = "form-token"  # noqa: S105  # the name of a field
 MOST_FIELDS = 12_000
+_FORMS = "application/x-www-form-urlencoded"
+"""How our forms are sent. Nothing else is read: in other ways a form may say in which encoding it is, UTF-7 as well."""
+LONGEST_NEXT = 20_000
+"""The longest address to go on to after signing in."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
@@ -62,6 +67,7 @@ NAVIGATION: tuple[tuple[str, str, Permission], ...] = (
 """Address, name and what it takes to see it; a page below an address belongs to it."""
 
 
+_SEND_ONCE_MORE = N_("Wait a few seconds, then send this page once more: what you typed stays, and is done once.")
 _OF_THE_LISTING = ("/conversations/", "/filter", "/views", "/bulk")
 
 
@@ -185,9 +191,8 @@ class Page:
 
 def ours(address: str) -> str:
     """``address``, if it is one of this site; else the first page's."""
-    parts = urlsplit(address)
-    is_ours = not parts.scheme and not parts.netloc and address.startswith("/") and "\\" not in address
-    return address if is_ours and not address.startswith("//") and address.isprintable() else "/"
+    is_ours = address.startswith("/") and not address.startswith("//") and "\\" not in address
+    return address if is_ours and address.isprintable() else "/"
 
 
 def link(path: str, query: Query = ()) -> str:
@@ -242,9 +247,13 @@ async def anybody(request: Request) -> Page:
     identity: Identity = request.app.state.identity
     caller = await identity.of_session(session.workspace_id, session.token_id, session.id) if session else None
     page = Page(request, language_for(request), session if caller else None, caller)
-    if request.method != "GET":
-        async with asyncio.timeout(BODY_SECONDS):
-            page.form = await request.form(max_fields=MOST_FIELDS, max_files=0)
+    type_ = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.method != "GET" and type_ == _FORMS:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                page.form = await request.form(max_fields=MOST_FIELDS)
+        except TimeoutError:
+            raise HTTPException(408) from None
     return page
 
 
@@ -288,8 +297,8 @@ def _from_this_site(request: Request) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
-    origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    origin, host = request.headers.get("origin"), request.headers.get("host")
+    return origin is None or origin in {f"http://{host}", f"https://{host}"}
 
 
 def page_router() -> APIRouter:
@@ -305,7 +314,7 @@ async def error_page(request: Request, error: Exception) -> Response:
     if isinstance(error, UnauthenticatedError) or (isinstance(error, RefusedError) and error.status == 401):
         if request.method == "GET":
             page = Page(request, language_for(request))
-            return page.go_to(link("/sign-in", {"next": page.here}))
+            return page.go_to(link("/sign-in", {"next": page.here if len(page.here) <= LONGEST_NEXT else "/"}))
         status, code = 401, "unauthenticated"
     elif isinstance(error, OtherSiteError):
         status, code = 403, "other-site"
@@ -319,8 +328,10 @@ async def error_page(request: Request, error: Exception) -> Response:
     except Exception as again:  # noqa: BLE001  # it is told of the first error, with or without who asks
         log.info("an error's page without who asked: %s", again)
         page = Page(request, language_for(request))
-    title = page.text(STATUSES.get(status, WHAT_WENT_WRONG))
-    answer = page.render("error.html", status, title=title, number=status, detail=refusal(page, code))
+    title, detail = page.text(STATUSES.get(status, WHAT_WENT_WRONG)), refusal(page, code)
+    if request.method != "GET" and code in COME_AGAIN:
+        detail = page.text(_SEND_ONCE_MORE)
+    answer = page.render("error.html", status, title=title, number=status, detail=detail)
     if status == 503:
         answer.headers["Retry-After"] = "3"
     return answer

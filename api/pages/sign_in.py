@@ -1,7 +1,7 @@
 """Signing in with an access token, out again, and choosing the language.
 
 Invariant: the token itself is kept nowhere: not in the cookie, not in the page that says it was wrong. Who signed out
-has: a copy of the cookie opens nothing any more.
+has, and so has who signed in anew: a copy of the cookie opens nothing any more.
 """
 
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from adapters.identity import Identity
 from api.access import MOST_TOKEN_BYTES
 from api.languages import LANGUAGES
-from api.pages.page import LANGUAGE_COOKIE, Anybody, Page, link, page_router, with_headers
+from api.pages.page import LANGUAGE_COOKIE, LONGEST_NEXT, Anybody, Page, link, page_router, with_headers
 from api.pages.texts import N_
 from api.sessions import COOKIE, Session, Sessions, cookie_session
 
@@ -26,7 +26,7 @@ _NO_TOKEN = N_("Paste your access token.")
 
 
 @router.get("/sign-in")
-async def sign_in_form(page: Anybody, next: Annotated[str, Query(max_length=20_000)] = "/") -> Response:
+async def sign_in_form(page: Anybody, next: Annotated[str, Query(max_length=LONGEST_NEXT)] = "/") -> Response:
     """Ask for a token."""
     return ask_who(page, next)
 
@@ -52,12 +52,15 @@ async def sign_in(page: Anybody) -> Response:
         return ask_who(page, next_, page.text(_UNKNOWN_TOKEN if secret else _NO_TOKEN), status=422)
     caller, until = found
     sessions: Sessions = page.request.app.state.sessions
-    return begun(page, sessions.begin(caller.workspace_id, found[0].token_id, until), next_)
+    return await begun(page, sessions.begin(caller.workspace_id, found[0].token_id, until), next_)
 
 
-def begun(page: Page, session: Session, next_: str) -> Response:
-    """On to where they wanted to go, with the session's cookie."""
+async def begun(page: Page, session: Session, next_: str) -> Response:
+    """On to where they wanted to go, with the session's cookie; the one that it takes the place of is over."""
     sessions: Sessions = page.request.app.state.sessions
+    if (before := cookie_session(page.request)) is not None:
+        identity: Identity = page.request.app.state.identity
+        await identity.end(before.id, before.expires_at)
     answer = page.go_to(next_)
     answer.set_cookie(
         COOKIE, sessions.sealed(session), expires=session.expires_at, secure=True, httponly=True, samesite="lax"

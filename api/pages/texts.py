@@ -72,3 +72,6 @@ REFUSALS = {
     "internal-error": N_("It is our fault, and it was written down. Try again."),
 }
 """By the code of a problem document."""
+
+COME_AGAIN = {"unavailable", "overloaded"}
+"""Refusals that soon are none any more: a page that only shows something tries again by itself."""

@@ -327,7 +327,7 @@ DONE: dict[str, tuple[str, str, Filling]] = {
     "the priority": ("/conversations/{id}", "/conversations/{id}/priority", {"priority": "urgent"}),
     "assuming": ("/conversations/{id}", "/conversations/{id}/assume", {}),
 }
-MEANWHILE = {"pt": "Nota incluída (Administradora", "en": "Note added (Administradora"}
+MEANWHILE = {"pt": "Nota adicionada (Administradora", "en": "Note added (Administradora"}
 
 
 def opened(visitor: Visitor, conversation: Any, name: str) -> Form:

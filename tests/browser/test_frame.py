@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 ADMIN_TOKEN = "cvs_acceptance-tests-admin"
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 SAID = {
     "pt": {"sign in": "Entrar", "wrong": "não é conhecido", "sign out": "Sair", "missing": "não existe"},
     "en": {"sign in": "Sign in", "wrong": "not known here", "sign out": "Sign out", "missing": "not there"},
@@ -59,7 +60,8 @@ def test_what_is_not_there_is_told_on_a_page(visit: Any, language: str) -> None:
 
 def test_a_form_that_another_site_sends_changes_nothing(service: Any) -> None:
     with httpx.Client(base_url=service.url) as client:
-        for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
+        origins = ("https://evil.example", "null", "http://[", f"{service.url}.evil.example", f"evil{service.url}")
+        for headers in ({"Sec-Fetch-Site": "cross-site"}, *({"Origin": each} for each in origins)):
             answer = client.post("/sign-in", data={"token": ADMIN_TOKEN}, headers=headers)
             assert (answer.status_code, answer.headers.get("set-cookie")) == (403, None)
         answer = client.post("/sign-in", data={"token": ADMIN_TOKEN}, headers={"Sec-Fetch-Site": "same-origin"})
@@ -98,6 +100,62 @@ def test_a_revoked_token_ends_its_sessions(service: Any, api: Any, caller: Any) 
 def test_after_signing_in_one_stays_on_this_site(service: Any, address: str) -> None:
     answer = httpx.post(f"{service.url}/sign-in", data={"token": ADMIN_TOKEN, "next": address})
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+def in_parts(content: bytes, encoding: str) -> dict[str, Any]:
+    """A form as forms with files are sent, which may name an encoding."""
+    parts = b'--x\r\nContent-Disposition: form-data; name="next"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    return {"content": parts, "headers": {"Content-Type": f"multipart/form-data; boundary=x; charset={encoding}"}}
+
+
+NONSENSE: dict[str, dict[str, Any]] = {
+    "no address": {"data": {"next": "//[", "language": "pt", "token": ADMIN_TOKEN}},
+    "half a character": in_parts(rb"/\ud800", "unicode_escape"),
+    "a name that is none": in_parts(b"xn--\xff", "punycode"),
+    "bytes that are no text": {"content": b"next=%ED%A0%80%FF&token=%FF&language=%00", "headers": FORM},
+    "too many fields": {"content": b"a&" * 20_000, "headers": FORM},
+    "no form at all": {"content": b"\x00", "headers": {"Content-Type": "application/json"}},
+    "an origin that is none": {"headers": {"Origin": "http://["}},
+    "a cookie that is none": {"headers": {"Cookie": "__Host-conversas-session=eyJhIjpb.é.\x01".encode("latin-1")}},
+}
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/sign-out", "/language", "/views"])
+@pytest.mark.parametrize("what", NONSENSE)
+def test_nonsense_is_refused_and_is_no_bug(service: Any, path: str, what: str) -> None:
+    answer = httpx.post(service.url + path, **NONSENSE[what])
+    assert answer.status_code < 500
+    assert answer.headers.get("location", "/").startswith("/")
+
+
+def session_of(client: httpx.Client, **headers: str) -> dict[str, str]:
+    """Somebody signs in; what their browser sends from then on."""
+    answer = client.post("/sign-in", data={"token": ADMIN_TOKEN}, headers=headers)
+    return {"Cookie": answer.headers["set-cookie"].partition(";")[0], "Sec-Fetch-Site": "same-origin"}
+
+
+def test_who_signs_in_anew_leaves_no_session_behind(service: Any) -> None:
+    with httpx.Client(base_url=service.url) as client:
+        before, other = session_of(client), session_of(client)
+        after = session_of(client, **before)
+        told = [client.get("/v1/me", headers=each).status_code for each in (before, other, after)]
+        assert told == [401, 200, 200]
+
+
+def test_what_is_told_to_a_session_is_kept_nowhere(service: Any, api: Any) -> None:
+    with httpx.Client(base_url=service.url) as client:
+        theirs = session_of(client)
+        for path in ("me", "contacts", "conversations", "conversations/export", "conversations/suggestions", "nowhere"):
+            for headers in (theirs, {"Authorization": f"Bearer {ADMIN_TOKEN}"}, {}):
+                answer = client.get(f"/v1/{path}", headers=headers)
+                kept = [answer.headers.get_list(name) for name in ("cache-control", "x-content-type-options")]
+                assert kept == [["no-store"], ["nosniff"]], path
+
+
+def test_an_address_too_long_to_come_back_to_is_forgotten(service: Any) -> None:
+    with httpx.Client(base_url=service.url, follow_redirects=True) as client:
+        answer = client.get("/", params={"q": "x" * 21_000})
+        assert (answer.status_code, answer.url.query) == (200, b"next=%2F")
 
 
 def test_every_answer_to_a_browser_says_what_the_page_may_do(service: Any) -> None:

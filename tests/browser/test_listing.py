@@ -18,7 +18,13 @@ from api import demo
 
 ADMIN_TOKEN = "cvs_acceptance-tests-admin"
 SAID = {
-    "pt": {"pending": "Pendente", "try": "Simular antes", "do": "Fazer agora", "done": "Concluída", "apply": "Aplicar"},
+    "pt": {
+        "pending": "Pendente",
+        "try": "Simular antes",
+        "do": "Executar agora",
+        "done": "Concluída",
+        "apply": "Aplicar",
+    },
     "en": {"pending": "Pending", "try": "Try it first", "do": "Do it now", "done": "Done", "apply": "Apply"},
 }
 _numbers = count(1)
@@ -160,7 +166,7 @@ def test_the_listing_is_shown_as_it_stood_at_a_past_moment(visit: Any, api: Any,
     expect(page.locator("#tab-pending .tally")).to_have_text("1")
     expect(page.locator("#bulk")).to_have_count(0)
     guest.check()
-    page.get_by_role("link", name="Voltar para agora").click()
+    page.get_by_role("link", name="Voltar ao momento atual").click()
     expect(row(page, id_).locator(".status")).to_have_text("Finalizada")
     page.locator("#menu-as-of summary").click()
     page.locator("#bar-as_of").fill("2999-01-01T00:00")

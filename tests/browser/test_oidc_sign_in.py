@@ -42,7 +42,7 @@ SAID = {
         "enter": "Entrar com 127.0.0.1",
         "leave": "Sair",
         "title": "Entrar",
-        "unknown": "ninguém está vinculado",
+        "unknown": "não está vinculado",
         "again": "Comece de novo",
     },
     "en": {
@@ -223,6 +223,21 @@ def test_a_sign_in_is_each_time_another_and_its_cookie_tells_no_secret(story: St
         claims = jwt.decode(cookie, options={"verify_signature": False})
         assert not any(each in str(claims) for each in secrets)
     assert len(set(seen)) == 9
+
+
+def test_an_address_of_any_letters_leaves_a_cookie_that_browsers_keep(story: Story) -> None:
+    for address in ("/?q=" + "é" * 900, "/?q=" + '"' * 1_900, "/?q=" + "x" * 1_900):
+        story.victim.begin(address)
+        assert len(f"{ATTEMPT}={story.victim.cookies[ATTEMPT]}") <= 4_096 - 100
+
+
+def test_who_signs_in_anew_leaves_no_session_behind(story: Story) -> None:
+    browser = story.signed_in()
+    thief = stolen(browser)
+    brought = story.brought(browser)
+    assert browser.get(CALLBACK, **brought).status_code == 303
+    assert gone(thief)
+    assert browser.is_in()
 
 
 def test_a_session_ends_with_the_id_token(story: Story) -> None:

@@ -1,5 +1,6 @@
 """What must be true of all pages, whoever adds one."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,19 @@ from babel.messages.extract import extract_from_dir
 from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
+from adapters.command_handler import UnavailableError
 from api import languages
 from api.app import create_app
 from api.languages import translations
-from api.pages.page import Here, PageRoute, ours, page_router, signed_in
+from api.pages import page as page_module
+from api.pages.asking import RefusedError
+from api.pages.forms import said
+from api.pages.page import Here, Page, PageRoute, anybody, error_page, ours, page_router, signed_in
 from api.pages.texts import REFUSALS
+from api.sessions import Sessions
 from api.settings import Settings
 from domain.errors import DomainError
 
@@ -98,10 +106,42 @@ def test_canary_a_page_that_forgets_is_found() -> None:
     [
         *((address, True) for address in ("/", "/?q=a b", "/conversations/1", "/?next=https://x.example")),
         *((address, False) for address in ("", "x", "//x.example", "https://x.example", "/\\x.example", "/\t/x")),
+        *((address, False) for address in ("//[", "https://[", "//℀.example", "/\ud800", "/\u202ex", "/\u2028")),
     ],
 )
 def test_only_addresses_of_this_site_are_gone_to(address: str, is_ours: bool) -> None:
     assert ours(address) == (address if is_ours else "/")
+
+
+def asked(method: str) -> Request:
+    """A request whose body never comes."""
+    app = FastAPI()
+    app.state.sessions, app.state.identity = Sessions(Settings()), None
+    headers = [(b"content-type", b"application/x-www-form-urlencoded"), (b"accept-language", b"en")]
+    scope = {"type": "http", "method": method, "path": "/views", "query_string": b"", "headers": headers, "app": app}
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    return Request(scope, receive)
+
+
+def test_a_form_that_does_not_come_is_waited_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "BODY_SECONDS", 0.01)
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(anybody(asked("POST")))
+    assert refused.value.status_code == 408
+
+
+def test_who_sent_a_form_is_not_told_that_it_is_sent_again_by_itself() -> None:
+    away = UnavailableError("the database cannot be reached")
+    pages = {method: asyncio.run(error_page(asked(method), away)).body.decode() for method in ("GET", "POST")}
+    assert "by itself" in pages["GET"]
+    assert "http-equiv" in pages["GET"]
+    assert "once more" in pages["POST"]
+    assert "http-equiv" not in pages["POST"]
+    page = Page(asked("POST"), "en")
+    assert "send it again" in said(page, RefusedError(503, {"code": "overloaded"}))
 
 
 def test_no_template_holds_a_script_or_style_and_none_shows_a_text_unescaped() -> None:
