@@ -243,6 +243,7 @@ def test_contacts_are_shown_to_those_who_may_view_them(
 
 def test_from_ready_on_nothing_is_missed(api: Client, open_conversation: Any) -> None:
     conversation = open_conversation()
+    assert conversation.view()["notes"] == 0
     with Listener(api, LISTING) as listing:
         position = listing.next().data["position"]
         conversation.do("notes", {"text": "meanwhile"})
