@@ -282,10 +282,10 @@ def _change_filters(page: Page, client: _Client, times: _Times, size: int, round
         [(said, len(times.found[name]), *_spread(times.found[name])) for name, said in names.items()],
     )
     query, shown = (_spread(times.found[name])[1] for name in ("bare query", "shown"))
-    is_met = shown < CHANGE_GOAL_MS and query < QUERY_GOAL_MS
+    print(f"- goal: new rows within {CHANGE_GOAL_MS:g} ms at p95: {shown:.0f}, {_said(shown < CHANGE_GOAL_MS)}")
     print(
-        f"- goal: new rows within {CHANGE_GOAL_MS:g} ms at p95 while the bare query takes less than {QUERY_GOAL_MS:g}:"
-        f" {shown:.0f} and {query:.1f} (median {median(times.found['bare query']):.1f}), {_said(is_met)}",
+        f"- goal: in the same run the bare query takes less than {QUERY_GOAL_MS:g} ms at p95: {query:.1f}"
+        f" (median {median(times.found['bare query']):.1f}), {_said(query < QUERY_GOAL_MS)}",
         flush=True,
     )
 

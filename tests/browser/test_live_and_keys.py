@@ -113,6 +113,32 @@ def test_canary_a_listing_that_forgets_scopes_is_found(
         expect.set_options(timeout=20_000)
 
 
+AWAY = """(away) => {
+  Object.defineProperty(document, "hidden", { configurable: true, value: away });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_more_pages_are_open_than_a_browser_has_connections_and_one_that_nobody_sees_goes_on(
+    visit: Any, open_conversation: Any
+) -> None:
+    """With a stream on each of six connections, nothing else would ever be answered."""
+    guest, conversation = visit("pt", ADMIN_TOKEN), open_conversation()
+    conversation.view()
+    pages = [guest.page, *(guest.context.new_page() for _ in range(7))]
+    for page in pages:
+        page.goto(f"{guest.url}/conversations/{conversation.id}")
+        expect(page.locator(".live")).to_be_visible()
+        page.evaluate(AWAY, arg=True)
+    conversation.do("notes", {"text": "enquanto ninguém olha"})
+    expect(pages[0].get_by_text("enquanto ninguém olha")).to_have_count(1)
+    assert pages[1].get_by_text("enquanto ninguém olha").count() == 0
+    pages[0].close()
+    expect(pages[1].get_by_text("enquanto ninguém olha")).to_have_count(1)
+    pages[-1].evaluate(AWAY, arg=False)
+    expect(pages[-1].get_by_text("enquanto ninguém olha")).to_have_count(1)
+
+
 # The keyboard alone
 
 

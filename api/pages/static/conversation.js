@@ -1,7 +1,7 @@
 // A conversation that goes on while somebody looks: what the stream tells is rendered by the server and put in place.
 
 import { morph } from "./morph.js";
-import { serverGone } from "./site.js";
+import { serverGone, streamWhileSeen } from "./site.js";
 import "./dialogs.js";
 
 const live = document.getElementById("live");
@@ -10,6 +10,7 @@ let wanted = Number(live.dataset.version);
 let loading = false;
 let held = false;
 let source;
+let resting = true; // nobody sees it: no stream
 
 const log = document.getElementById("log"); // its style sheet lets it begin, and stay, at its end
 
@@ -24,10 +25,22 @@ slider?.form.querySelector("button").remove();
 
 // Live
 
-if (live.dataset.stream) follow();
+if (live.dataset.stream) {
+  streamWhileSeen(
+    () => {
+      resting = false;
+      if (!source || source.readyState === EventSource.CLOSED) follow();
+    },
+    () => {
+      resting = true;
+      source?.close();
+    },
+  );
+}
 
 function follow() {
   source?.close();
+  if (resting) return;
   source = new EventSource(`${live.dataset.stream}?after=${live.dataset.version}`);
   const sign = document.querySelector(".live");
   source.addEventListener("ready", () => (sign.hidden = false));

@@ -1,7 +1,7 @@
 // The listing alive: filters apply as they are set, rows change as conversations do, without moving what one looks at.
 
 import { morph } from "./morph.js";
-import { serverGone } from "./site.js";
+import { serverGone, streamWhileSeen } from "./site.js";
 
 const PAUSE_MS = 300; // between two looks at the server, however much happens
 const TYPING_MS = 200;
@@ -12,6 +12,7 @@ const bar = document.getElementById("bar");
 let showing, refreshing; // requests under way: for another state, for the rows of the present one
 let unsaid; // what could not be asked, because the server was gone
 let stream, due, typing;
+let resting = true; // nobody sees it: no stream
 document.documentElement.classList.add("scripted");
 
 /** The page at `address`, as a document; null where the server is gone or another request has come after. */
@@ -92,7 +93,7 @@ function follow() {
   if (stream?.address === address && stream?.readyState !== EventSource.CLOSED) return;
   stream?.close();
   stream = undefined;
-  if (!address) return;
+  if (!address || resting) return;
   stream = new EventSource(address);
   stream.address = address;
   stream.addEventListener("ready", () => soon(0)); // what happened before it was open
@@ -198,5 +199,15 @@ results.addEventListener("submit", (event) => {
   }
 });
 
-follow();
+streamWhileSeen(
+  () => {
+    resting = false;
+    follow();
+  },
+  () => {
+    resting = true;
+    stream?.close();
+    stream = undefined;
+  },
+);
 count();

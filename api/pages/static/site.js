@@ -5,6 +5,7 @@ if (zone) document.cookie = `conversas-zone=${zone}; path=/; max-age=31536000; s
 
 const note = document.getElementById("gone");
 let gone = false;
+const CLOSING_MS = 1000; // whoever is to keep the stream of those unseen knows it long before
 
 /** Say that the server is gone, and look for it until it is back; then `server-back` is told to the document. */
 export function serverGone() {
@@ -65,3 +66,27 @@ setInterval(async () => {
   if (!document.hidden && !gone && !(await reachable())) serverGone();
 }, 10000);
 addEventListener("offline", serverGone);
+
+/**
+ * A browser has six connections to a site, for all of its pages together, and each stream takes one. So a page that
+ * nobody sees closes its own, but for one of them: who works elsewhere meanwhile is still there. `open` may be called
+ * while it is open.
+ */
+export function streamWhileSeen(open, close) {
+  let leaving = new AbortController();
+  function look() {
+    leaving.abort();
+    if (!document.hidden) return open();
+    const { signal } = (leaving = new AbortController());
+    const closing = setTimeout(close, CLOSING_MS);
+    const seen = new Promise((resolve) => signal.addEventListener("abort", () => resolve(clearTimeout(closing))));
+    const stay = () => {
+      clearTimeout(closing);
+      open();
+      return seen;
+    };
+    navigator.locks.request("stream", { signal }, stay).catch(() => {}); // seen before it was its turn
+  }
+  document.addEventListener("visibilitychange", look);
+  look();
+}
