@@ -193,18 +193,19 @@ class Postgres:
         migrate(self.conninfo)
         create_missing(self.conninfo)
 
-    def start(self) -> None:
-        """Start it where it does not run, and return when it answers."""
+    def start(self, sockets: Path | None = None) -> None:
+        """Start it where it does not run, and return when it answers; with ``sockets`` where nobody looks for it."""
+        sockets = sockets or self._data
         if self._process is not None and self._process.poll() is None:
             return
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with (self._directory / "log").open("ab") as log:
-                command = [self._binary, "-D", self._data, "-h", "", "-k", self._data]
+                command = [self._binary, "-D", self._data, "-h", "", "-k", sockets]
                 self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd="/")
             while self._process.poll() is None:
                 with suppress(psycopg.OperationalError):
-                    psycopg.connect(self.maintenance).close()
+                    psycopg.connect(make_conninfo(self.maintenance, host=str(sockets))).close()
                     return
                 time.sleep(0.02)
             time.sleep(0.1)  # a backend of its killed predecessor still lives; try again

@@ -8,11 +8,16 @@ import pytest
 from agreement import all_events, check_that_all_agree
 from contact_keyring import keys_of
 from kafka import KafkaConsumer
+from servicenow_reading import check_import
 
 from adapters.event_log import EventLog
 from adapters.kafka_publisher import Publisher, PublisherSettings
 from adapters.projector import Projector, create_missing
 from domain.envelope import StreamType
+
+
+def test_the_imported_log_is_what_an_independent_reading_says(imported_log: Any) -> None:
+    check_import(imported_log.database, imported_log.path, imported_log.report, imported_log.told)
 
 
 @pytest.mark.kafka
