@@ -1,7 +1,9 @@
 """The whole main job on real input: imported, projected, rebuilt, published, consumed: all tell the same."""
 
+import gc
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,7 +22,16 @@ def test_the_imported_log_is_what_an_independent_reading_says(imported_log: Any)
     check_import(imported_log.database, imported_log.path, imported_log.report, imported_log.told)
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """The whole log is held here, and walking through it again and again would take much of the time."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.kafka
+@pytest.mark.usefixtures("no_collection")
 def test_the_imported_log_reads_the_same_everywhere(imported_log: Any, kafka_bootstrap: str) -> None:
     database = imported_log.database
     create_missing(database)
