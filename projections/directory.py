@@ -171,7 +171,10 @@ def _change(recorded: RecordedEvent) -> Statement | None:
             )
             return query, (workspace_id, name, Jsonb(grants))
         case TokenIssued() as token:
-            query = "insert into tokens values (%s, %s, %s, %s, %s, %s, %s, %s, %s, false, null)"
+            query = (  # a secret that is a token already (only CONVERSAS_BOOTSTRAP_TOKEN can be) stays who it was
+                "insert into tokens values (%s, %s, %s, %s, %s, %s, %s, %s, %s, false, null)"
+                " on conflict (secret_sha256) do nothing"
+            )
             actor = (token.actor.kind.value, token.actor.id)
             at = recorded.recorded_at
             return query, (*key, token.name, token.secret_sha256, *actor, token.role, at, token.expires_at)
