@@ -176,7 +176,8 @@ def verify(
     earlier = None if since is None else open_checkpoint(since, key)
     if earlier is not None and earlier.size > checkpoint.size:
         raise AlteredError(
-            f"the log was rewound: it had {earlier.size} events at the earlier checkpoint, and here {checkpoint.size}"
+            f"the log was rewound, or this is older than the checkpoint given as earlier: that one has {earlier.size}"
+            f" events, this {checkpoint.size}"
         )
     reader = _Whole(checkpoint) if of is None else _OneStream(checkpoint, of)
     tree = Frontier()

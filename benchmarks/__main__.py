@@ -23,7 +23,7 @@ def main() -> None:
     """Run the parts that the command line names, or all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (none: all of these); {LONG_PARTS[0]}"
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (none: all of these); {', '.join(LONG_PARTS)}"
     )
     parser.add_argument("--quick", action="store_true", help="less of everything: does it run, not how fast is it")
     arguments = parser.parse_args()

@@ -100,7 +100,7 @@ def _measure(reader: _Reader, size: int, rounds: int) -> None:
             times["counts now"].append(_seconds(reader, counts(reader.caller, wanted)))
             times["counts then"].append(_seconds(reader, counts(reader.caller, wanted, as_of=as_of)))
         text, values = past.held_at(as_of)
-        held.append(reader.fetch((f"select count(*) as n from past where {text}", values))[0]["n"])
+        held.append(reader.fetch((f"select count(*) as n from {text} listing", values))[0]["n"])
         rows.append((name, *_row(times["now"], times["then"]), *_row(times["counts now"], times["counts then"])))
     told = f"{size:,} conversations with {past_['n']:,} versions, of which {median(held):,.0f} held then"
     table(

@@ -29,7 +29,6 @@ from projections.filters import (
     Not,
     Operator,
     Or,
-    fields_of,
     kind_of,
     looks_at_the_contact,
     plain,
@@ -459,11 +458,13 @@ def pages(caller: Caller, wanted: Page) -> list[Sql]:
 class _Source:
     """A table to find rows in, called ``listing``."""
 
-    table: str
     columns: Sql
+    workspace: Sql
     condition: Sql
     until: datetime | None = None
     """A time that no row's times are beyond: so an index need not begin at its end."""
+    held_at: datetime | None = None
+    """The moment of the versions of the past among which the rows are; None: they are in the listing."""
     sought: Sql | None = None
     """What finds few rows by a telling text; None: nothing does."""
 
@@ -474,17 +475,18 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     These come first: a rebuild takes the tables in that order.
     """
     found = where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of)
+    ours = visible(caller)[0]
     if wanted.as_of is None:
         asked = _Asked(caller, wanted.now or datetime.now(UTC), is_past=False)
-        return [_Source("listing", (", ".join(SHOWN_COLUMNS), []), found, sought=_sought(wanted.filter, asked))]
+        return [_Source((", ".join(SHOWN_COLUMNS), []), ours, found, sought=_sought(wanted.filter, asked))]
     # Where the present owner decides on what is shown, and not the one of then, it is decided here.
     sees = _all(_Asked(caller, wanted.as_of, is_past=True).reach(Permission.VIEW_CONTACT))
     seen = f"{sees[0]} as sees_contact"
     then = (", ".join((*map(_then, SHOWN_COLUMNS), seen)), sees[1])
     now = (", ".join((*SHOWN_COLUMNS, seen)), sees[1])
     return [
-        _Source("past listing", then, _all([past.held_at(wanted.as_of), found]), wanted.as_of),
-        _Source("listing", now, _all([_unchanged(wanted.as_of), found]), wanted.as_of),
+        _Source(then, ours, found, wanted.as_of, held_at=wanted.as_of),
+        _Source(now, ours, _all([_unchanged(wanted.as_of), found]), wanted.as_of),
     ]
 
 
@@ -524,9 +526,14 @@ def _ordered(sources: Sequence[_Source], wanted: Page, column: str | None) -> Sq
     branches = []
     for source in sources:
         bound = [(f"{column} <= %s", [source.until])] if source.until and column and type_ == "timestamptz" else []
-        columns = f"{source.columns[0]}, {f'{column}::text' if column else 'null'} as sort_value"
+        columns = (f"{source.columns[0]}, {f'{column}::text' if column else 'null'} as sort_value", source.columns[1])
         found = _all([source.condition, *conditions, *bound])
-        branches.append(_in_order(wanted, source, (columns, source.columns[1]), found, order))
+        if source.held_at and wanted.limit is not None and order == past.LATEST_FIRST:
+            latest = _latest_activity(wanted.filter, source.held_at)
+            begins = [source.workspace, *conditions, *bound, *([("last_activity_at < %s", [latest])] if latest else [])]
+            branches.append(past.latest_active(source.held_at, columns, found, _all(begins), wanted.limit))
+        else:
+            branches.append(_in_order(wanted, source, columns, found, order))
     if len(branches) == 1:
         return branches[0]
     union, values = _union(branches)
@@ -591,7 +598,9 @@ def _in_order(wanted: Page, source: _Source, columns: Sql, found: Sql, order: st
     what it finds is sorted if it is few rows, which is looked at first; else the rows are gone through in their order.
     What a telling text finds is compared with the rest, which has indexes that hold far more rows than the text.
     """
-    walk = f"select {columns[0]} from {source.table} where {found[0]}"
+    if source.held_at:
+        return past.in_order(source.held_at, columns, found, order, wanted.limit)
+    walk = f"select {columns[0]} from listing where {found[0]}"
     if wanted.limit is None or wanted.as_of is not None or not _texts(wanted.filter):
         return _limited(f"{walk} order by {order}", [*columns[1], *found[1]], wanted.limit)
     tried = found if source.sought is None else _all([source.sought, (f"({found[0]}) is true", found[1])])
@@ -665,30 +674,19 @@ def counts(
     """The statement for how many rows fit in each status; unless ``exact`` up to one more than `COUNTED_TO`."""
     text, values = where(caller, wanted, now=now, as_of=as_of)
     if as_of is None:
-        return _counted(text, values, exact=exact)
-    (versions, moment), (unchanged, since) = _versions(wanted, as_of), _unchanged(as_of)
-    then = f"select status, count(*) as count from {versions} and {text} group by status"
-    now_text, now_values = _counted(f"{unchanged} and {text}", [*since, *values], exact=exact)
-    # What held then and has changed since is found as a whole: counted once, not for each status.
-    both = f"with earlier as materialized ({then}) select * from earlier union all ({now_text})"
-    query = f"select status, sum(count)::bigint as count from ({both}) listing group by status"
-    return query, [*moment, *values, *now_values]
+        return _counted(f"listing where {text}", values, exact=exact)
+    (versions, moment), (unchanged, since) = past.held_at(as_of), _unchanged(as_of)
+    then = _counted(f"{versions} listing where {text}", [*moment, *values], exact=exact)
+    now_ = _counted(f"listing where {unchanged} and {text}", [*since, *values], exact=exact)
+    both, given = _union([then, now_])
+    return f"select status, sum(count)::bigint as count from ({both}) listing group by status", given
 
 
-def _versions(wanted: Filter, as_of: datetime) -> Sql:
-    """From where, and on which condition, the versions that held are counted: by an index alone where it has all."""
-    if fields_of(wanted) <= {"status"}:
-        text, values = past.all_held_at(as_of)
-        return f"{text} listing where true", values
-    text, values = past.held_at(as_of)
-    return f"past listing where {text}", values
-
-
-def _counted(text: str, values: list[Any], *, exact: bool) -> Sql:
-    """How many rows of the listing there are in each status."""
+def _counted(rows: str, values: list[Any], *, exact: bool) -> Sql:
+    """How many of ``rows`` there are in each status."""
     if exact:
-        return f"select status, count(*) as count from listing where {text} group by status", values
-    each = f"select %s as status, count(*) as count from (select from listing where {text} and status = %s limit %s) _"
+        return f"select status, count(*) as count from {rows} group by status", values
+    each = f"select %s as status, count(*) as count from (select from {rows} and status = %s limit %s) _"
     statements = [each] * len(Status)
     found = [value for status in Status for value in (status.value, *values, status.value, COUNTED_TO + 1)]
     return " union all ".join(statements), found

@@ -4,8 +4,10 @@ A row that changes leaves the version that it was, with the time from when to wh
 among its columns: it is read from the conversation's row of now, so that there is nothing here to erase.
 
 The versions that held at a moment are found by the fork node of a relational interval tree (Kriegel et al., VLDB 2000):
-a number that an interval has once and for all, and of which the intervals that hold a moment can have few. Where many
-held, the first ones in the order of latest activity are met by the other index sooner.
+a number that an interval has once and for all, and of which the intervals that hold a moment can have few. Tens of
+thousands hold at once, so what is mostly filtered and sorted by stands in that index: it alone says which ones are
+wanted, and only those are looked at. Without a filter, where more held, the first ones in the order of latest activity
+are met by the other index sooner.
 
 Invariant: a version is never changed; those of a conversation and its row in the listing follow each other without a
 gap, so that at any moment exactly one of them holds.
@@ -62,7 +64,11 @@ create table past (
     version                bigint           not null,
     position               bigint           not null
 );
-create index on past (workspace_id, node, until, recorded_at) include (status); -- counted without a look at the rows
+create index on past (workspace_id, node, status, until, recorded_at)
+    include (id, channel, sector_id, agent_id, priority, opened_at, last_activity_at, finalized_at);
+-- What few have, of which too much may be said to stand in an index.
+create index on past (workspace_id, node, until, recorded_at) where labels <> '{}';
+create index on past (workspace_id, node, until, recorded_at) where unanswered_since is not null;
 create index on past (workspace_id, last_activity_at, id);
 """
 
@@ -119,24 +125,68 @@ def fork(since: datetime, until: datetime) -> int:
     return ((end >> level) | 1) << level
 
 
-def held_at(moment: datetime) -> tuple[str, list[Any]]:
-    """The condition on `past` for the versions that held at ``moment``.
+Sql = tuple[str, list[Any]]
+"""A text with placeholders and the values for them."""
+
+
+def held_at(moment: datetime) -> Sql:
+    """As a table: the versions that held at ``moment``. Where an index has all that is asked, no row is looked at.
 
     They are at the nodes on the way down to it: at those before it they last beyond it, at those after it they began
     before it. Each part of that follows the index.
     """
-    before, after = _way(moment)
-    text = (
-        "((node = any(%s::bigint[]) and until > %s) or (node = any(%s::bigint[]) and recorded_at <= %s))"
-        " and recorded_at <= %s and until > %s"
-    )
-    return text, [before, moment, after, moment, moment, moment]
-
-
-def all_held_at(moment: datetime) -> tuple[str, list[Any]]:
-    """As a table: the versions that held at ``moment``. Where the index has all that is asked, no row is looked at."""
     part = "select * from past where node = any(%s::bigint[]) and recorded_at <= %s and until > %s"
     return f"({part} union all {part})", [value for nodes in _way(moment) for value in (nodes, moment, moment)]
+
+
+_KEY = "workspace_id, node, status, until, recorded_at, id"
+"""Columns of the first index by which a version is found again."""
+LATEST_FIRST = "last_activity_at desc, id desc"
+_NEAR = 300
+"""So many versions are passed on the way to those that held."""
+
+
+def in_order(moment: datetime, columns: Sql, found: Sql, order: str, limit: int | None) -> Sql:
+    """``columns`` of the first versions that held at ``moment`` and are ``found``, in ``order``.
+
+    They are looked for among those that held, never among all that there are.
+    """
+    if limit is None:
+        held, values = held_at(moment)
+        text = f"select {columns[0]} from {held} listing where {found[0]} order by {order}"
+        return text, [*columns[1], *values, *found[1]]
+    first, values = _held(moment, found)
+    return f"with first as materialized ({first} order by {order} limit %s) {_rows(columns[0])} order by {order}", [
+        *(*values, limit),
+        *columns[1],
+    ]
+
+
+def latest_active(moment: datetime, columns: Sql, found: Sql, begins: Sql, limit: int) -> Sql:
+    """As `in_order`, in that of latest activity, from where ``begins`` says: mostly a page is met at once there."""
+    first, values = _held(moment, found)
+    near = f"select * from past where {begins[0]} order by {LATEST_FIRST} limit {_NEAR}"
+    text = (
+        f"with near as materialized (select {_KEY} from ({near}) listing"
+        f" where recorded_at <= %s and until > %s and {found[0]} order by {LATEST_FIRST} limit %s),"
+        " enough as materialized (select count(*) >= %s as is_so from near),"
+        " first as materialized (select * from near where (select is_so from enough) union all"
+        f" ({first} and not (select is_so from enough) order by {LATEST_FIRST} limit %s))"
+        f" {_rows(columns[0])} order by {LATEST_FIRST}"
+    )
+    return text, [*begins[1], moment, moment, *found[1], limit, limit, *values, limit, *columns[1]]
+
+
+def _held(moment: datetime, found: Sql) -> Sql:
+    """The keys of all that held and are ``found``."""
+    held, values = held_at(moment)
+    # With an offset, or PostgreSQL, which cannot tell how many are found, might look for them among all versions.
+    theirs = f"select * from {held} listing where {found[0]} offset 0"
+    return f"select {_KEY} from ({theirs}) listing where true", [*values, *found[1]]
+
+
+def _rows(columns: str) -> str:
+    return f"select {columns} from first join past listing using ({_KEY})"
 
 
 def _way(moment: datetime) -> tuple[list[int], list[int]]:

@@ -95,6 +95,8 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=max(done, total), rate=f"{speed:,.0f}/s" if speed else "")
 
         yield update
+        if progress.tasks[0].total is None:  # there was nothing to do
+            progress.remove_task(task)
 
 
 def complete(projector: Projector, model: type[ReadModel], what: str) -> None:

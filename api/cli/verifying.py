@@ -162,7 +162,7 @@ def _tell(found: bundles.Verified) -> None:
         "VERIFIED: nothing was changed and nothing left out.",
         f"  log      {checkpoint.origin}, {checkpoint.size:,} events",
         f"  root     {base64.b64encode(checkpoint.root).decode()}",
-        f"  of       {of}: {found.events:,} events",
+        f"  of       {of}: {found.events:,} {'event' if found.events == 1 else 'events'}",
         f"  recorded {found.first_recorded_at} to {found.last_recorded_at}",
     ]
     for line in lines:
