@@ -6,6 +6,7 @@ in Portuguese. They are read as they are, when first needed: nothing is compiled
 Invariant: a text without a translation is shown in English, never left out.
 """
 
+from datetime import datetime, tzinfo
 from functools import cache
 from gettext import NullTranslations
 from io import BytesIO
@@ -36,6 +37,14 @@ def translations(language: Language) -> NullTranslations:
         compiled.seek(0)
         found.merge(Translations(compiled))
     return found
+
+
+def in_zone(moment: datetime, zone: tzinfo) -> datetime:
+    """``moment`` as clocks in ``zone`` show it; as it is where the calendar has no such day there."""
+    try:
+        return moment.astimezone(zone)
+    except OverflowError:
+        return moment
 
 
 def language_of(accepted: str | None) -> Language:

@@ -15,7 +15,7 @@ from babel.dates import format_date, format_time
 from fastapi import Depends, Query, Request
 from pydantic import Field
 
-from api.languages import LOCALES, Language, language_of, translations
+from api.languages import LOCALES, Language, in_zone, language_of, translations
 from api.queries import fetch, invalid
 from domain import events
 from domain.events import ActorKind, FinalizationCause, MessageKind, Presence, Priority, Surface
@@ -148,7 +148,7 @@ class Speech:
 
     def when(self, moment: datetime) -> str:
         """Date and time of day."""
-        local, locale = moment.astimezone(self.zone), LOCALES[self.language]
+        local, locale = in_zone(moment, self.zone), LOCALES[self.language]
         said = {"date": format_date(local, "short", locale), "time": format_time(local, "short", locale=locale)}
         return self.texts.gettext("on %(date)s at %(time)s") % said
 

@@ -13,7 +13,7 @@ from babel import Locale
 from babel.dates import format_date, format_datetime, format_time, get_datetime_format
 from babel.numbers import format_compact_decimal, format_decimal
 
-from api.languages import LOCALES, Language, translations
+from api.languages import LOCALES, Language, in_zone, translations
 
 DEFAULT_ZONE = "America/Sao_Paulo"
 _ZONES = frozenset(available_timezones())
@@ -80,7 +80,7 @@ class Formats:
         at = moment_of(value)
         if at is None:
             return ""
-        locale, there = LOCALES[self.language], at.astimezone(self.zone)
+        locale, there = LOCALES[self.language], in_zone(at, self.zone)
         clock = _time(there.time().replace(microsecond=0), "medium", locale)
         both = str(get_datetime_format("medium", locale)).replace("'", "")
         return both.replace("{0}", clock).replace("{1}", _date(there.date(), locale))
@@ -88,14 +88,14 @@ class Formats:
     def date(self, value: Any) -> str:
         """The day of a moment."""
         at = moment_of(value)
-        return "" if at is None else _date(at.astimezone(self.zone).date(), LOCALES[self.language])
+        return "" if at is None else _date(in_zone(at, self.zone).date(), LOCALES[self.language])
 
     def moment(self, value: Any) -> str:
         """A moment in short: the time only if it is today's, the day with it otherwise."""
         at = moment_of(value)
         if at is None:
             return ""
-        locale, there, here = LOCALES[self.language], at.astimezone(self.zone), self.now.astimezone(self.zone)
+        locale, there, here = LOCALES[self.language], in_zone(at, self.zone), self.now.astimezone(self.zone)
         clock = _time(there.time().replace(second=0, microsecond=0), "short", locale)
         if there.date() == here.date():
             return clock
@@ -132,7 +132,7 @@ class Formats:
         at = moment_of(value)
         if at is None:
             return ""
-        there = at.astimezone(self.zone).replace(tzinfo=None)
+        there = in_zone(at, self.zone).replace(tzinfo=None)
         return there.isoformat(timespec="auto" if there.second or there.microsecond else "minutes")
 
     def typed(self, text: str) -> datetime | None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.datastructures import FormData, QueryParams
 
 from api.listing import BarParameters, filter_of
@@ -113,7 +115,11 @@ class State:
         """All that chooses, as one filter of the API's grammar; raises `RequestValidationError`."""
         given: dict[str, Any] = {name: list(self[name]) for name in LISTS if self[name]}
         given |= {name: self[name] for name in ("q", "filter", *MOMENTS) if self[name] and name != "as_of"}
-        return FILTER.dump_json(filter_of(BarParameters(**given)), by_alias=True).decode()
+        try:
+            bar = BarParameters(**given)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+        return FILTER.dump_json(filter_of(bar), by_alias=True).decode()
 
 
 def state_of(given: QueryParams | FormData, formats: Formats) -> State:

@@ -6,6 +6,8 @@ Invariant: a form, or a field of one, that is not looked at here fails here.
 
 from __future__ import annotations
 
+import os
+import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from api.pages.page import PageRoute
 from api.settings import Settings
 
 ADMIN_TOKEN = "cvs_acceptance-tests-admin"
+CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
 LONG, PLAIN = "x" * 501, "algo que alguém digitou"
 Filling = dict[str, str | list[str]]
 
@@ -289,6 +292,71 @@ def test_bad_input_is_told_beside_its_field_and_nothing_typed_is_lost(
         assert said[language], (page.alerts, page.texts)
         assert lost(shown, filled, bad) == []
     assert said["pt"] != said["en"]
+
+
+NASTY = [
+    *(
+        "\0",
+        "\uffff",
+        "\u202e",
+        "%s",
+        "%(what)s",
+        "{{7*7}}",
+        '"><script>',
+        "3\r\nX-Evil: 1",
+        "//[",
+        "\\",
+        "x" * 16_000,
+        "😀" * 300,
+    ),
+    *(
+        "-1",
+        "0",
+        "9" * 18,
+        "9" * 400,
+        "1e400",
+        "NaN",
+        "\U0001d7d9",
+        "\u0661",
+        "[" * 5_000,
+        '{"not":' * 2_000,
+        '{"and":[]}',
+        "*",
+        'W/"3"',
+    ),
+    *("2026-13-45", "0001-01-01T00:00", "0001-01-01T00:00+23:59", "9999-12-31T23:59:59.999999-23:59"),
+    *(
+        str(uuid4()),
+        "sector:x",
+        f"{demo.SECTOR}/x",
+        "a/b/c",
+        "..",
+        "yes",
+        "add:0",
+        "remove:0.0",
+        "between",
+        "attributes.",
+        "İ",
+        "ﬁ",
+    ),
+    '{"field":"opened","operator":"before","value":"9999-12-31T23:59:59-23:59"}',
+]
+"""What nobody types, and an attacker sends."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_a_field_holds_hidden_ones_too_is_no_bug(
+    visitors: dict[str, Visitor], places: dict[str, str], name: str
+) -> None:
+    case, visitor = CASES[name], visitors["en"]
+    form = visitor.form(at(places, case.page), at(places, case.action), next(iter(case.wrong)))
+    fields = sorted({each.name for each in form.controls} - {"form-token"} | {"status", "filter", "at_least"})
+    tried = [(field, value) for field in fields for value in NASTY]
+    for field_, value in random.sample(tried, 200 if CAMPAIGN else 3):
+        answer = visitor.send(form, form.filled({**case.right, field_: value}))
+        assert answer.status_code < 500, (field_, value)
+        assert "x-evil" not in answer.headers
+        assert answer.headers.get("location", "/").startswith("/")
 
 
 def test_every_field_is_tried(visitors: dict[str, Visitor], places: dict[str, str]) -> None:

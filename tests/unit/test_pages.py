@@ -1,14 +1,18 @@
 """What must be true of all pages, whoever adds one."""
 
 import asyncio
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from babel.messages.extract import extract_from_dir
 from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -18,9 +22,12 @@ from api.app import create_app
 from api.languages import translations
 from api.pages import page as page_module
 from api.pages.asking import RefusedError
+from api.pages.formats import Formats
 from api.pages.forms import said
+from api.pages.listing_state import state_of
 from api.pages.page import Here, Page, PageRoute, anybody, error_page, ours, page_router, signed_in
 from api.pages.texts import REFUSALS
+from api.sentences import Speech
 from api.sessions import Sessions
 from api.settings import Settings
 from domain.errors import DomainError
@@ -111,6 +118,28 @@ def test_canary_a_page_that_forgets_is_found() -> None:
 )
 def test_only_addresses_of_this_site_are_gone_to(address: str, is_ours: bool) -> None:
     assert ours(address) == (address if is_ours else "/")
+
+
+def test_filters_that_the_api_would_not_take_are_refused_before_they_are_kept() -> None:
+    formats = Formats("pt", ZoneInfo("America/Sao_Paulo"))
+    for query in ("label=N%C3%A3o!", "status=..", "opened_from=ontem", "filter=%5B", "sector=x"):
+        with pytest.raises(RequestValidationError):
+            state_of(QueryParams(query), formats).filter_json()
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59.999999-23:59"])
+def test_a_moment_at_the_end_of_the_calendar_is_shown(moment: str) -> None:
+    for zone in ("America/Sao_Paulo", "Asia/Tokyo"):
+        formats = Formats("pt", ZoneInfo(zone))
+        said_ = Speech("pt", ZoneInfo(zone)).when(datetime.fromisoformat(moment))
+        for shown in (
+            formats.exactly(moment),
+            formats.date(moment),
+            formats.moment(moment),
+            formats.local(moment),
+            said_,
+        ):
+            assert moment[:4].lstrip("0") in shown
 
 
 def asked(method: str) -> Request:
