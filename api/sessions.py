@@ -37,6 +37,8 @@ _AUDIENCE, _ALGORITHM = "conversas-pages", "HS256"
 ATTEMPT_COOKIE = "__Host-conversas-sign-in"
 ATTEMPT_LIFE = timedelta(minutes=10)
 _ATTEMPTS = "conversas-sign-in"
+_NONCE = 32
+"""Characters of a form token that differ each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +137,21 @@ class Sessions:
     def form_token(self, session: Session) -> str:
         """What each form brings along, so that it is a page of ours: no other site can know it.
 
-        It is the same in every session of a token: a form that outlives its session can be sent after signing in again.
+        It is another one each time, so that the length of a compressed page tells nothing of it (BREACH,
+        CVE-2013-3587); and good in every session of a token: a form that outlives its session can be sent after signing
+        in again.
         """
-        return hmac.new(self._key.encode(), f"{session.workspace_id} {session.token_id}".encode(), "sha256").hexdigest()
+        nonce = secrets.token_hex(_NONCE // 2)
+        return nonce + self._form_digest(session, nonce)
+
+    def is_form_token(self, session: Session, given: str) -> bool:
+        """Whether ``given`` was made by `form_token` for the same access token."""
+        nonce, digest = given[:_NONCE], given[_NONCE:]
+        return hmac.compare_digest(digest.encode(), self._form_digest(session, nonce).encode())
+
+    def _form_digest(self, session: Session, nonce: str) -> str:
+        said = f"{session.workspace_id} {session.token_id} {nonce}"
+        return hmac.new(self._key.encode(), said.encode(), "sha256").hexdigest()
 
 
 def _now() -> datetime:

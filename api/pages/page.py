@@ -5,7 +5,7 @@ request, or a form without the session's token, is refused before a page's own c
 """
 
 import asyncio
-import hmac
+import gzip
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
-    "Vary": "Cookie, Accept-Language",
+    "Vary": "Cookie, Accept-Language, Accept-Encoding",
 }
 NAVIGATION: tuple[tuple[str, str, Permission], ...] = (
     ("/", N_("Conversations"), Permission.VIEW),
@@ -135,8 +135,11 @@ class Page:
 
     def render(self, template: str, status: int = 200, **context: Any) -> Response:
         """A page made of ``template``."""
-        html = _environment(self.language).get_template(template).render(page=self, f=self.formats, **context)
-        return Response(html, status, HEADERS, "text/html; charset=utf-8")
+        html = _environment(self.language).get_template(template).render(page=self, f=self.formats, **context).encode()
+        headers = HEADERS
+        if statics.takes_gzip(self.request):
+            html, headers = gzip.compress(html, 1, mtime=0), HEADERS | {"Content-Encoding": "gzip"}
+        return Response(html, status, headers, "text/html; charset=utf-8")
 
     def go_to(self, address: str) -> Response:
         """On to another page of ours."""
@@ -264,7 +267,7 @@ async def signed_in(page: Annotated[Page, Depends(anybody)]) -> Page:
     if page.request.method != "GET":
         sessions: Sessions = page.request.app.state.sessions
         given = str(page.form.get(FORM_TOKEN, ""))
-        if not hmac.compare_digest(given.encode(), sessions.form_token(page.session).encode()):
+        if not sessions.is_form_token(page.session, given):
             raise OtherSiteError
     return page
 

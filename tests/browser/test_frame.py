@@ -152,6 +152,23 @@ def test_what_is_told_to_a_session_is_kept_nowhere(service: Any, api: Any) -> No
                 assert kept == [["no-store"], ["nosniff"]], path
 
 
+def test_pages_and_their_files_are_sent_packed_to_who_can_unpack_them(service: Any) -> None:
+    with httpx.Client(base_url=service.url) as client:
+        theirs = session_of(client)
+        sheet = re.search(r'href="(/static/[^"]+\.css)"', client.get("/sign-in").text)
+        assert sheet is not None
+        for path in ("/", "/sign-in", "/nowhere", sheet[1]):
+            packed, plain = (
+                client.get(path, headers={**theirs, "Accept-Encoding": given, "Accept": "text/html"})
+                for given in ("gzip, deflate, br", "identity")
+            )
+            assert (packed.headers["content-encoding"], "content-encoding" in plain.headers) == ("gzip", False)
+            assert int(packed.headers["content-length"]) < int(plain.headers["content-length"])
+            assert len(packed.text) == len(plain.text) > 0
+            assert "Accept-Encoding" in packed.headers["vary"]
+        assert "content-encoding" not in client.get("/v1/me", headers=theirs).headers  # nothing of ours hides there
+
+
 def test_an_address_too_long_to_come_back_to_is_forgotten(service: Any) -> None:
     with httpx.Client(base_url=service.url, follow_redirects=True) as client:
         answer = client.get("/", params={"q": "x" * 21_000})

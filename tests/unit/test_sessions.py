@@ -59,8 +59,22 @@ def test_a_session_ends_after_its_life_or_with_its_token() -> None:
 def test_a_forms_token_is_the_tokens_whose_session_it_is() -> None:
     first, again = SESSIONS.begin(WORKSPACE, TOKEN), SESSIONS.begin(WORKSPACE, TOKEN)
     other = SESSIONS.begin(WORKSPACE, UUID(int=3))
-    assert SESSIONS.form_token(first) == SESSIONS.form_token(again) != SESSIONS.form_token(other)
-    assert SESSIONS.form_token(first) != Sessions(Settings(session_key=KEY[::-1])).form_token(first)
+    given = SESSIONS.form_token(first)
+    assert SESSIONS.is_form_token(first, given)
+    assert SESSIONS.is_form_token(again, given)
+    assert not SESSIONS.is_form_token(other, given)
+    assert not Sessions(Settings(session_key=KEY[::-1])).is_form_token(first, given)
+    changed = [
+        given[:place] + ("1" if given[place] == "0" else "0") + given[place + 1 :] for place in range(len(given))
+    ]
+    for none in (*changed, "", given[1:], given[:-1], given + "0", "é" * len(given)):
+        assert not SESSIONS.is_form_token(first, none)
+
+
+def test_each_form_has_another_token_so_that_no_length_tells_it() -> None:
+    session = SESSIONS.begin(WORKSPACE, TOKEN)
+    one, two = SESSIONS.form_token(session), SESSIONS.form_token(session)
+    assert not any(one[place : place + 8] in two for place in range(len(one) - 8))
 
 
 def test_a_key_is_made_up_once_for_this_user_only_and_none_that_was_named(tmp_path: Path) -> None:
