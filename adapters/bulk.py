@@ -43,8 +43,8 @@ from domain.envelope import Stream, StreamType
 from domain.errors import DomainError, TooManyBulkJobsError
 from domain.events import Surface
 from domain.permissions import Caller, Permission, Scope
+from projections.filter_sql import where
 from projections.filters import Filter
-from projections.listing_query import where
 
 log = logging.getLogger(__name__)
 

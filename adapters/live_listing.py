@@ -31,7 +31,7 @@ from domain.events import (
 )
 from domain.permissions import Caller, Permission, may
 from projections.listing import PRIORITY_RANKS, SHOWN_COLUMNS
-from projections.listing_query import owner_of, shown
+from projections.scopes import owner_of, shown
 
 ROWS_REMEMBERED = 5_000
 """About 2 kB each."""

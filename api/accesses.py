@@ -16,7 +16,7 @@ from api.access import QUERY_PROBLEMS, needs
 from api.queries import Moment, as_json, decode_cursor, encode_cursor, fetch
 from domain.events import Actor, Line
 from domain.permissions import Caller, Permission
-from projections.listing_query import within_reach
+from projections.scopes import within_reach
 
 router = APIRouter(prefix="/v1", tags=["history"])
 

@@ -25,7 +25,7 @@ from domain.events import ConversationOpened
 from domain.permissions import Caller, Permission, Scope, may
 from projections.listing import COLUMNS as LISTING_COLUMNS
 from projections.listing import ListingRow, fold, opened
-from projections.listing_query import owner_of
+from projections.scopes import owner_of
 
 AsOf = Annotated[
     Moment | None,

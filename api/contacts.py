@@ -40,7 +40,7 @@ from domain.permissions import Caller, Permission, Scope
 from projections import timeline
 from projections.contacts import found_by
 from projections.history import COLUMNS as HISTORY_COLUMNS
-from projections.listing_query import visible
+from projections.scopes import visible
 
 router = APIRouter(prefix="/v1/contacts", tags=["contacts"])
 SpareContactId = Annotated[UUID, Path(description="the contact's id", examples=[demo.SPARE_CONTACT])]

@@ -35,7 +35,9 @@ from api.as_of import AsOf, look_back
 from api.listing import BarParameters, ConversationView, filter_of, sort_of
 from api.queries import Position, fetch, reading, wait_for
 from domain.permissions import Caller, Permission
-from projections.listing_query import Page, Sort, Sql, pages, shown
+from projections.listing_query import Page, Sort, pages
+from projections.scopes import shown
+from projections.sql import Sql
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])

@@ -23,7 +23,8 @@ from domain.errors import PermissionDeniedError
 from domain.events import EVENTS, UNPUBLISHED, Actor, ActorKind, Line, Status, Surface
 from domain.permissions import Caller, Permission, Scope
 from projections.history import COLUMNS
-from projections.listing_query import Sql, within_reach
+from projections.scopes import within_reach
+from projections.sql import Sql
 
 router = APIRouter(prefix="/v1", tags=["history"])
 

@@ -14,7 +14,7 @@ from api.history import HistoryEntry, HistoryFilter, entry, found_by, rows_of
 from api.queries import wait_for
 from api.sentences import names_for, speech_of
 from domain.permissions import Caller, Permission
-from projections.listing_query import visible
+from projections.scopes import visible
 
 router = APIRouter(prefix="/v1", tags=["history"])
 

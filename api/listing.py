@@ -67,18 +67,8 @@ from projections.filters import (
     all_of,
 )
 from projections.history import COLUMNS as HISTORY_COLUMNS
-from projections.listing_query import (
-    COUNTED_TO,
-    NULLABLE,
-    NUMERIC,
-    Page,
-    Sort,
-    counts,
-    one,
-    owner_of,
-    pages,
-    shown,
-)
+from projections.listing_query import COUNTED_TO, NULLABLE, NUMERIC, Page, Sort, counts, one, pages
+from projections.scopes import owner_of, shown
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 

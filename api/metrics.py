@@ -37,8 +37,10 @@ from domain.events import FinalizationCause, Status, Surface
 from domain.permissions import Caller, Permission, Scope
 from projections import episode_totals
 from projections.episode_totals import COUNTS, MEASURES, MOST_GROUPS, GroupBy, Wanted, totals
+from projections.filter_sql import where
 from projections.filters import EVERYTHING, Filter
-from projections.listing_query import Sql, one, where
+from projections.listing_query import one
+from projections.sql import Sql
 
 router = APIRouter(prefix="/v1", tags=["metrics"])
 ConversationId = Annotated[UUID, Path(description="the conversation's id", examples=[demo.CONVERSATION])]

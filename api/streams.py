@@ -37,9 +37,11 @@ from domain.conversation import ConversationEvent
 from domain.envelope import RecordedEvent
 from domain.errors import ConversationNotFoundError
 from domain.permissions import Caller, Permission, may
+from projections.filter_sql import where
 from projections.filters import FILTER, Filter, fields_of
 from projections.history import Standing, stand
-from projections.listing_query import one, owner_of, where
+from projections.listing_query import one
+from projections.scopes import owner_of
 
 log = logging.getLogger(__name__)
 

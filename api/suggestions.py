@@ -12,8 +12,8 @@ from starlette.responses import Response
 from api.access import QUERY_PROBLEMS, needs
 from api.queries import as_json, fetch
 from domain.permissions import Caller, Permission
+from projections.filter_sql import where
 from projections.filters import EVERYTHING
-from projections.listing_query import where
 
 router = APIRouter(prefix="/v1", tags=["conversations"])
 LATEST, MOST = 2_000, 200

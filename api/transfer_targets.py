@@ -15,7 +15,7 @@ from api.access import QUERY_PROBLEMS, needs
 from api.queries import Position, as_json, decode_cursor, encode_cursor, fetch, wait_for
 from domain.events import Line, Presence
 from domain.permissions import Caller, Permission, Scope
-from projections.listing_query import visible
+from projections.scopes import visible
 from projections.search_words import words
 
 router = APIRouter(prefix="/v1", tags=["directory"])

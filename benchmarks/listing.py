@@ -20,8 +20,9 @@ from benchmarks.many_conversations import fill, grow
 from benchmarks.measuring import Bench, table
 from domain.events import Actor, ActorKind
 from domain.permissions import BUILT_IN_ROLES, Caller
+from projections.filter_sql import where
 from projections.filters import FILTER
-from projections.listing_query import Page, Sort, counts, pages, where
+from projections.listing_query import Page, Sort, counts, pages
 
 SIZES = (100_000, 1_000_000)
 QUICK_SIZES = (5_000, 20_000)

@@ -20,6 +20,8 @@ from typing import Any
 
 import psycopg
 
+from projections.sql import Sql
+
 DDL = """
 create table past (
     workspace_id           uuid             not null,
@@ -123,10 +125,6 @@ def fork(since: datetime, until: datetime) -> int:
     start, end = int(since.timestamp()), int(until.timestamp())
     level = max(0, (start ^ end).bit_length() - 1)
     return ((end >> level) | 1) << level
-
-
-Sql = tuple[str, list[Any]]
-"""A text with placeholders and the values for them."""
 
 
 def held_at(moment: datetime) -> Sql:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from api.__main__ import main
 from api.pages import page as pages
-from projections import listing_query
+from projections import filter_sql
 
 INTO_MAIN: dict[str, str] = {
     "inline": "<script>1</script>",
@@ -47,8 +47,8 @@ def broken(page: pages.Page, template: str, status: int = 200, **context: Any) -
 
 
 if __name__ == "__main__":
-    seeing: Callable[..., Any] = listing_query.visible
-    listing_query.visible = lambda caller, *_: seeing(caller)[:1]
+    seeing: Callable[..., Any] = filter_sql.visible
+    filter_sql.visible = lambda caller, *_: seeing(caller)[:1]
     pages.Page.render = broken  # type: ignore[method-assign]
     sys.argv[1:] = ["serve"]
     main()

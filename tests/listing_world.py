@@ -45,8 +45,9 @@ from domain.envelope import Stream
 from domain.errors import DomainError
 from domain.events import Actor, ActorKind, ContactDetails, FinalizationCause, Priority, Surface
 from domain.permissions import BUILT_IN_ROLES, Caller, Permission, Scope
+from projections.filter_sql import where
 from projections.filters import CHOICES, FIELDS, FILTER, OPERATORS, Kind, Operator
-from projections.listing_query import Page, pages, where
+from projections.listing_query import Page, pages
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn

@@ -346,8 +346,6 @@ def test_no_stream_without_a_valid_token(connect: Any) -> None:
 
 NO_SCOPE = """
 import api.streams
-from projections.filters import EVERYTHING
-from projections import listing_query
 api.streams.where = lambda caller, chosen: ("workspace_id = %s", [caller.workspace_id])
 """
 

@@ -17,8 +17,8 @@ from api import demo
 from domain.commands import AddLabel, Command, OpenConversation, RemoveLabel, Transfer
 from domain.events import Actor, ActorKind
 from domain.permissions import BUILT_IN_ROLES, Caller
+from projections.filter_sql import where
 from projections.filters import FILTER, Filter
-from projections.listing_query import where
 
 BIA = Caller(
     demo.WORKSPACE,

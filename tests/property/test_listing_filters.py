@@ -33,9 +33,10 @@ from listing_world import (
 from psycopg.conninfo import make_conninfo
 
 from domain.permissions import Scope
-from projections import listing_query
+from projections import filter_sql, listing_query
 from projections.filters import FILTER
 from projections.listing_query import Page, Sort, counts
+from projections.sql import Sql
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +164,14 @@ def test_the_comparison_notices_a_null_that_leaks_through_a_negation(
 ) -> None:
     """The canary: ``not`` as SQL has it, with a third truth value."""
     workspace, rows = told
-    compiled = listing_query._compiled
+    compiled = filter_sql.compiled
 
-    def leaking(*arguments: Any, holds: bool = True) -> listing_query.Sql:
+    def leaking(*arguments: Any, holds: bool = True) -> Sql:
         text, values_ = compiled(*arguments, holds=True)
         return (text, values_) if holds else (f"not ({text})", values_)
 
     wanted = {"not": {"field": "agent", "operator": "is", "value": str(AGENTS[0])}}
     expected = {row["id"] for row in naively(rows, wanted, Scope.ALL, Scope.ALL)}
     assert world.found(caller(workspace), wanted) == expected
-    monkeypatch.setattr(listing_query, "_compiled", leaking)
+    monkeypatch.setattr(filter_sql, "compiled", leaking)
     assert world.found(caller(workspace), wanted) < expected
