@@ -19,8 +19,8 @@ from domain.events import Actor, ActorKind
 FORMATS = ("csv", "ndjson")
 
 
-def measure(conninfo: str, workspace_id: UUID) -> list[tuple[str, int, float, float, float]]:
-    """Per format: rows, rows per second, MiB that the server had before, and at most meanwhile."""
+def issue_token(conninfo: str, workspace_id: UUID) -> None:
+    """Let `TOKEN` do everything in the workspace."""
     actor = Actor(kind=ActorKind.INTEGRATION, id="bench")
     issue = IssueToken(name="bench", secret_sha256=digest(TOKEN.encode()), actor=actor, role="admin")
     with (
@@ -29,6 +29,11 @@ def measure(conninfo: str, workspace_id: UUID) -> list[tuple[str, int, float, fl
     ):
         write(handler, [request(issue, uuid4(), workspace_id)])
         projector.catch_up()
+
+
+def measure(conninfo: str, workspace_id: UUID) -> list[tuple[str, int, float, float, float]]:
+    """Per format: rows, rows per second, MiB that the server had before, and at most meanwhile."""
+    issue_token(conninfo, workspace_id)
     found = []
     with server(conninfo) as (port, process):
         for name in FORMATS:

@@ -206,7 +206,10 @@ def _measure(reader: _Reader, size: int, rounds: int) -> dict[str, float]:
     columns = ("", "p50 ms", "p99 ms", "x lookup", "deep p50 ms", "deep p99 ms", "x lookup", "counts p50 ms")
     table(f"Listing of {size:,}: a page of {PAGE}; lookup of one row: p50 {lookup * 1e3:.2f} ms", columns, rows)
     _compare_with_page_numbers(reader, size, lookup)
-    ratios = {name: median(times["first"]) / lookup for name, times in found.items()}
+    # Of its two pages the one that costs more counts.
+    ratios = {
+        name: max(median(times[at]) for at in ("first", "deep") if times[at]) / lookup for name, times in found.items()
+    }
     slow = {name: ratio for name, ratio in ratios.items() if not name.startswith("advanced") and ratio > BAR_GOAL}
     print(
         f"- goal: bar filters and their pairs ≤ {BAR_GOAL:g} x lookup: {len(ratios) - len(ADVANCED) - len(slow)} of"

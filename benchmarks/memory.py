@@ -89,7 +89,7 @@ def _alternate(handler: CommandHandler, short: Sequence[UUID], long: UUID) -> tu
 
 def run(bench: Bench) -> None:
     """Measure and print the tables."""
-    lengths = (2_000, 10_000, 30_000) if bench.is_quick else (10_000, 100_000, 300_000)
+    lengths = (2_000, 10_000, 30_000) if bench.is_quick else (10_000, 100_000, 300_000, 900_000)
     conninfo = bench.database(read_models=True)
     writing = in_new_process(_writing, conninfo, lengths)
     projecting = in_new_process(_projecting, conninfo, lengths)

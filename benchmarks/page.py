@@ -22,15 +22,13 @@ import httpx
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from adapters.command_handler import CommandHandler
-from adapters.identity import digest
 from adapters.projector import Projector
 from api.settings import PREFIX
+from benchmarks.exporting import issue_token
 from benchmarks.http_commands import TOKEN, server
 from benchmarks.many_conversations import fill, grow
 from benchmarks.measuring import Bench, table
-from benchmarks.workload import contact, keys, note, opening, request, write
-from domain.commands import IssueToken
-from domain.events import Actor, ActorKind
+from benchmarks.workload import contact, keys, note, opening, write
 
 SIZES = (20_769, 1_000_000)
 QUICK_SIZES = (20_000,)
@@ -73,7 +71,7 @@ PAINTED = """() => new Promise((done) => {
 def run(bench: Bench) -> None:
     """Fill, measure and print, size by size."""
     conninfo, workspace_id, present = fill(bench)
-    _issue_token(conninfo, workspace_id)
+    issue_token(conninfo, workspace_id)
     weights: dict[str, tuple[float, float, float]] = {}
     for size in QUICK_SIZES if bench.is_quick else SIZES:
         if size > present:
@@ -94,17 +92,6 @@ def run(bench: Bench) -> None:
 
 def _said(is_met: bool) -> str:  # noqa: FBT001
     return "met" if is_met else "MISSED"
-
-
-def _issue_token(conninfo: str, workspace_id: UUID) -> None:
-    actor = Actor(kind=ActorKind.INTEGRATION, id="bench")
-    issue = IssueToken(name="bench", secret_sha256=digest(TOKEN.encode()), actor=actor, role="admin")
-    with (
-        closing(CommandHandler(conninfo, keys(conninfo))) as handler,
-        closing(Projector(conninfo, keys=keys(conninfo))) as projector,
-    ):
-        write(handler, [request(issue, uuid4(), workspace_id)])
-        projector.catch_up()
 
 
 @contextmanager
