@@ -15,6 +15,7 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import psycopg
+from cachetools import LRUCache
 
 from domain.envelope import RecordedEvent
 from domain.leaves import Envelope, digest_of, line_of, origin_of, tag_of
@@ -79,7 +80,8 @@ on conflict (workspace_id, level, number) do update set hashes = excluded.hashes
 _ORIGINS_QUERY = f"""
 select {SELECTED} from events join unnest(%s::uuid[], %s::uuid[]) as wanted (w, s)
 on workspace_id = w and stream_id = s and version = 1"""
-_KEPT_ORIGINS = 50_000
+_KEPT_ORIGINS = 10_000
+"""Of the streams that had events last, by connection; the others are read again."""
 
 
 class LogBrokenError(Exception):
@@ -236,7 +238,7 @@ class Tree:
 
     def __init__(self) -> None:
         # By connection: whoever restores a backup, or tests, connects anew.
-        self._origins: WeakKeyDictionary[Any, dict[tuple[str, str], bytes]] = WeakKeyDictionary()
+        self._origins: WeakKeyDictionary[Any, LRUCache[tuple[str, str], bytes]] = WeakKeyDictionary()
 
     def apply(self, connection: psycopg.Connection[Any], events: Sequence[RecordedEvent]) -> None:
         """Add a leaf for each of ``events``."""
@@ -265,18 +267,19 @@ class Tree:
         self, connection: psycopg.Connection[Any], envelopes: Sequence[Envelope], lines: Sequence[bytes]
     ) -> Mapping[tuple[str, str], bytes]:
         """The origins of the streams that ``envelopes`` belong to."""
-        known = self._origins.setdefault(connection, {})
-        if len(known) > _KEPT_ORIGINS:
-            known.clear()
-        for each, line in zip(envelopes, lines, strict=True):
-            if each.version == 1:
-                known[each.workspace_id, each.stream_id] = origin_of(line)
-        lacking = list({key for each in envelopes if (key := (each.workspace_id, each.stream_id)) not in known})
+        known = self._origins.setdefault(connection, LRUCache(_KEPT_ORIGINS))
+        keys = [(each.workspace_id, each.stream_id) for each in envelopes]
+        origins = {
+            key: origin_of(line) for key, each, line in zip(keys, envelopes, lines, strict=True) if each.version == 1
+        }
+        origins |= {key: known[key] for key in keys if key not in origins and key in known}
+        lacking = list({key for key in keys if key not in origins})
         if lacking:
-            known |= load_origins(connection, lacking)
-        if not known.keys() >= set(lacking):
-            raise LogBrokenError(f"streams without their first event, such as {set(lacking) - known.keys()}")
-        return known
+            origins |= load_origins(connection, lacking)
+        if not origins.keys() >= set(lacking):
+            raise LogBrokenError(f"streams without their first event, such as {set(lacking) - origins.keys()}")
+        known.update(origins)
+        return origins
 
 
 def load_origins(
