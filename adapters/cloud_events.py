@@ -1,6 +1,7 @@
 """Events as Kafka records: CloudEvents 1.0, Kafka protocol binding, binary content mode.
 
-Invariant: a record carries no personal data in clear: ids and the facts around them.
+Invariant: a record carries no personal data in clear: ids and the facts around them. What the key of a state names is
+one conversation only, for compaction knows the key alone; an id may be in several workspaces.
 """
 
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ class _Route:
     """What is the same for all events of a conversation."""
 
     key: bytes
+    state_key: bytes
     partition: int
     headers: tuple[Header, Header, Header]
+    state_headers: tuple[Header, Header, Header]
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -55,12 +58,15 @@ class MessageMaker:
 
         def route(workspace_id: UUID, conversation_id: UUID) -> _Route:
             key = str(conversation_id).encode()
-            headers = (
-                ("ce_source", f"/workspaces/{workspace_id}".encode()),
-                ("ce_subject", key),
-                ("ce_partitionkey", key),
+            state_key = f"{workspace_id}/{conversation_id}".encode()
+            source, subject = ("ce_source", f"/workspaces/{workspace_id}".encode()), ("ce_subject", key)
+            return _Route(
+                key,
+                state_key,
+                partition_of(key, partitions),  # of states too: where a conversation's events are
+                (source, subject, ("ce_partitionkey", key)),
+                (source, subject, ("ce_partitionkey", state_key)),
             )
-            return _Route(key, partition_of(key, partitions), headers)
 
         self._route = lru_cache(CACHED_CONVERSATIONS)(route)
 
@@ -101,14 +107,14 @@ class MessageMaker:
             SPEC_VERSION,
             ("ce_id", f"{last.id}:state".encode()),
             ("ce_type", STATE_TYPE.encode()),
-            *route.headers,
+            *route.state_headers,
             ("ce_time", rfc3339(last.recorded_at)),
             self._schema[STATE_TYPE],
             ("ce_sequence", b"%d" % last.version),
             ("ce_position", b"%d" % last.position),
             CONTENT_TYPE,
         ]
-        return route.key, route.partition, value, headers, _milliseconds(last)
+        return route.state_key, route.partition, value, headers, _milliseconds(last)
 
     def tombstone(self, erasure: RecordedEvent, conversation_id: UUID) -> Message:
         """The record by which consumers forget a conversation's state, because its contact was erased."""
@@ -117,11 +123,11 @@ class MessageMaker:
             SPEC_VERSION,
             ("ce_id", f"{erasure.id}:{conversation_id}".encode()),
             TYPE_HEADERS[erasure.event.TOPIC],
-            *route.headers,
+            *route.state_headers,
             ("ce_time", rfc3339(erasure.recorded_at)),
             ("ce_position", b"%d" % erasure.position),
         ]
-        return route.key, route.partition, None, headers, _milliseconds(erasure)
+        return route.state_key, route.partition, None, headers, _milliseconds(erasure)
 
 
 def _milliseconds(recorded: RecordedEvent) -> int:

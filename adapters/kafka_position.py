@@ -71,6 +71,8 @@ class Position:
     partition_count: int
     publishers: int = 1
     """Among how many the log was shared."""
+    state_key: str = "conversation"
+    """What the keys of states name; records of the time when it was the conversation alone do not say so."""
 
     def value(self) -> bytes:
         """As JSON."""
@@ -107,6 +109,7 @@ def prepare_topics(settings: PublisherSettings, database_id: str) -> Position:
         topic_id=found.topic_ids[settings.events_topic],
         partition_count=settings.partitions,
         publishers=settings.publishers,
+        state_key="workspace/conversation",
     )
 
 
@@ -192,6 +195,7 @@ def require_continuation(last: Position, here: Position, head: int) -> None:
         ("topic", last.topic, here.topic),
         ("topic id (was it deleted?)", last.topic_id, here.topic_id),
         ("partition count", last.partition_count, here.partition_count),
+        ("key of states", last.state_key, here.state_key),
     ):
         if recorded != actual:
             message = f"the position record is of another {name}: {recorded}, and this is {actual}"

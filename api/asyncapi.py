@@ -23,12 +23,15 @@ KAFKA_BINDING = "0.5.0"
 _MOMENT = {"type": "string", "format": "date-time"}
 _NUMBER = {"type": "string", "pattern": "^[1-9][0-9]*$"}
 _ID = {"type": "string", "format": "uuid"}
+_STATE_KEY = {"type": "string", "pattern": f"^{UUID_PATTERN}/{UUID_PATTERN}$", "description": "workspace/conversation"}
 
 DESCRIPTION = """\
-Every change of every conversation, as CloudEvents 1.0 in the binary mode of the Kafka protocol binding. The key of a
-record is the conversation's id, so all changes of a conversation are in one partition, in order. Read with
-`isolation.level=read_committed`. Values carry no personal data: read texts and names from the API, with a token that
-may.
+Every change of every conversation, as CloudEvents 1.0 in the binary mode of the Kafka protocol binding. The key of an
+event is the conversation's id, so all changes of a conversation are in one partition, in order. Workspaces may have
+conversations of the same id: a conversation is known by `ce_source` and `ce_subject`. The key of a state,
+`workspace/conversation`, names both, since compaction keeps the last record of a key; states are in the partition of
+their conversation's events. Read with `isolation.level=read_committed`. Values carry no personal data: read texts and
+names from the API, with a token that may.
 
 A broker that dies in the middle of a commit may make a record appear again. `ce_sequence` is the version in the
 conversation, without gaps: skip what is not above the last one that you have.
@@ -100,7 +103,7 @@ def _message(name: str, schema: Mapping[str, Any], base: str) -> dict[str, Any]:
         "contentType": "application/json",
         "headers": _headers(name, f"{base}{name}{SCHEMA_SUFFIX}", of_event=of_event),
         "payload": {"$ref": f"#/components/schemas/{name}"},
-        "bindings": {"kafka": {"key": _ID, "bindingVersion": KAFKA_BINDING}},
+        "bindings": {"kafka": {"key": _ID if of_event else _STATE_KEY, "bindingVersion": KAFKA_BINDING}},
     }
 
 
@@ -111,7 +114,7 @@ def _tombstone() -> dict[str, Any]:
         "summary": "The conversation's contact was erased; the record has no value.",
         "headers": _headers(TOMBSTONE, None, of_event=False),
         "payload": {"type": "null"},
-        "bindings": {"kafka": {"key": _ID, "bindingVersion": KAFKA_BINDING}},
+        "bindings": {"kafka": {"key": _STATE_KEY, "bindingVersion": KAFKA_BINDING}},
     }
 
 
@@ -119,12 +122,12 @@ def _headers(type_: str, schema: str | None, *, of_event: bool) -> dict[str, Any
     """Those of CloudEvents, and our extensions."""
     always: dict[str, Any] = {
         "ce_specversion": {"type": "string", "const": "1.0"},
-        "ce_id": {"type": "string", "description": "unique; of an event, conversation:version"},
+        "ce_id": {"type": "string", "description": "unique with ce_source; of an event, conversation:version"},
         "ce_type": {"type": "string", "const": type_},
         "ce_source": {"type": "string", "pattern": f"^/workspaces/{UUID_PATTERN}$"},
         "ce_subject": _ID | {"description": "the conversation"},
         "ce_time": _MOMENT | {"description": "when it was recorded"},
-        "ce_partitionkey": _ID | {"description": "the conversation: the record's key"},
+        "ce_partitionkey": (_ID if of_event else _STATE_KEY) | {"description": "the record's key"},
         "ce_position": _NUMBER | {"description": "in the log: one order over all conversations"},
     }
     if schema is not None:

@@ -27,7 +27,7 @@ while True:
         table.execute("begin immediate")
         for record in records:
             headers = {name: value.decode() for name, value in record.headers}
-            key, version = record.key.decode(), int(headers["ce_sequence"])
+            key, version = headers["ce_source"] + "/" + headers["ce_subject"], int(headers["ce_sequence"])
             known = table.execute("select version from versions where conversation = ?", (key,)).fetchone()
             if known is None or version > known[0]:
                 table.execute("replace into versions values (?, ?)", (key, version))

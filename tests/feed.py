@@ -39,6 +39,7 @@ from domain.events import (
 )
 
 SPACE = uuid.UUID("6a3f1c52-6d5e-4c61-9d0a-0f5b8f0f2b11")
+OTHER_SPACE = uuid.UUID("0c1f9f0e-52a7-4d0c-8a4f-3f4a6f1f7d22")
 SECRET = "Maria-dos-Santos"
 PARTITIONS = 4
 
@@ -100,6 +101,18 @@ def history(count: int, conversations: int = 7) -> list[RecordedEvent]:
         stream = Stream(SPACE, kind, stream_id)
         recorded.append(RecordedEvent(position, stream, version, event, metadata, at))
     return recorded
+
+
+def in_two_workspaces(events: Sequence[RecordedEvent], versions: int = 1_000) -> list[RecordedEvent]:
+    """``events``, and the first ``versions`` of each stream in another workspace too, under the same ids: as one file
+    gives them that is imported into both.
+    """
+    both = []
+    for each in events:
+        both.append(each)
+        if each.version <= versions:
+            both.append(replace(each, stream=replace(each.stream, workspace_id=OTHER_SPACE)))
+    return [replace(each, position=position) for position, each in enumerate(both, 1)]
 
 
 class ListLog:
@@ -181,11 +194,12 @@ def assert_exactly_once(bootstrap: str, settings: PublisherSettings, events: Seq
     records = consumed(bootstrap, settings.events_topic)
     ids = [text_headers(record)["ce_id"] for record in records]
     assert sorted(ids) == sorted(expected_ids(events))
-    last: dict[bytes, int] = {}
+    last: dict[tuple[str, bytes], int] = {}
     for record in records:
-        version = int(text_headers(record)["ce_sequence"])
-        assert version == last.get(record.key, 0) + 1
-        last[record.key] = version
+        headers = text_headers(record)
+        conversation, version = (headers["ce_source"], record.key), int(headers["ce_sequence"])
+        assert version == last.get(conversation, 0) + 1
+        last[conversation] = version
 
 
 # Publishers

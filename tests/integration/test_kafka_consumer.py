@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from feed import history, make_settings, publish, wait_until
+from feed import history, in_two_workspaces, make_settings, publish, wait_until
 from kafka import KafkaProducer
 
 from adapters.cloud_events import MessageMaker
@@ -70,7 +70,8 @@ def query(file: Path, statement: str) -> list[tuple[object, ...]]:
 
 
 def has_read(file: Path, events: Sequence[RecordedEvent]) -> bool:
-    conversations = {str(e.stream.id): e.version for e in events if e.stream.type is StreamType.CONVERSATION}
+    of_conversations = [each for each in events if each.stream.type is StreamType.CONVERSATION]
+    conversations = {f"/workspaces/{e.stream.workspace_id}/{e.stream.id}": e.version for e in of_conversations}
     return dict(query(file, "select * from versions")) == conversations
 
 
@@ -79,7 +80,8 @@ def counted(file: Path) -> dict[str, int]:
 
 
 def test_it_counts_what_the_log_holds(database: str, settings: PublisherSettings, tmp_path: Path) -> None:
-    events = finalizing(300)
+    """Of workspaces whose conversations have the same ids, too."""
+    events = in_two_workspaces(finalizing(150))
     publish(events, database, settings)
     file = tmp_path / "table"
     with example(settings, file):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from contact_keyring import keys_of
 from feed import (
+    OTHER_SPACE,
     PARTITIONS,
     SECRET,
     SPACE,
@@ -19,6 +20,7 @@ from feed import (
     consumed,
     history,
     id_of,
+    in_two_workspaces,
     keep_all,
     live,
     make_settings,
@@ -58,12 +60,16 @@ def compacted(settings: PublisherSettings) -> dict[str, Any]:
     return {record.key.decode(): record.value for record in records}
 
 
+def key_of(recorded: RecordedEvent) -> str:
+    return f"{recorded.stream.workspace_id}/{recorded.stream.id}"
+
+
 def folded(events: Sequence[RecordedEvent]) -> dict[str, Conversation]:
     """What the domain says of each conversation."""
     states: dict[str, Any] = {}
     for each in events:
         if each.stream.type is StreamType.CONVERSATION:
-            key = str(each.stream.id)
+            key = key_of(each)
             states[key] = DECIDERS[StreamType.CONVERSATION].evolve(states.get(key), each.event)
     return states
 
@@ -75,13 +81,14 @@ def assert_states(settings: PublisherSettings, events: Sequence[RecordedEvent]) 
     assert found.keys() == expected.keys()
     for key, state in found.items():
         conversation = expected[key]
-        last = [each for each in events if str(each.stream.id) == key][-1]
+        last = [each for each in events if key_of(each) == key][-1]
+        assert f"{state.workspace_id}/{state.id}" == key
         assert (state.version, state.position) == (last.version, last.position)
         assert (state.status, state.priority) == (conversation.status, conversation.priority)
         assert (state.agent_id, state.contact_id) == (conversation.owner.agent_id, conversation.contact_id)
         assert tuple(state.labels) == conversation.labels
         assert state.messages_received == sum(
-            each.event.TOPIC == "message-received.v1" for each in events if str(each.stream.id) == key
+            each.event.TOPIC == "message-received.v1" for each in events if key_of(each) == key
         )
 
 
@@ -100,18 +107,54 @@ def test_a_state_is_a_cloud_event_beside_its_event(database: str, settings: Publ
     publish(history(1), database, settings)
     (event,) = consumed(settings.bootstrap_servers, settings.events_topic)
     (state,) = consumed(settings.bootstrap_servers, settings.latest_topic)
-    assert (state.key, state.partition, state.timestamp) == (event.key, event.partition, event.timestamp)
+    assert (state.partition, state.timestamp) == (event.partition, event.timestamp)
     headers = text_headers(state)
-    same = ("ce_specversion", "ce_source", "ce_subject", "ce_time", "ce_partitionkey", "ce_sequence", "ce_position")
+    same = ("ce_specversion", "ce_source", "ce_subject", "ce_time", "ce_sequence", "ce_position")
     assert {name: headers[name] for name in same} == {name: text_headers(event)[name] for name in same}
     assert headers["ce_type"] == "conversation-state.v1"
     assert headers["ce_id"] == f"{text_headers(event)['ce_id']}:state"
+    assert state.key.decode() == headers["ce_partitionkey"] == f"{SPACE}/{event.key.decode()}"
 
 
 def test_no_state_holds_personal_data(database: str, settings: PublisherSettings) -> None:
     publish(history(40), database, settings)
     for record in consumed(settings.bootstrap_servers, settings.latest_topic):
         assert SECRET.encode() not in b"".join((record.key, record.value, *(value for _, value in record.headers)))
+
+
+class ByIdAlone(MessageMaker):
+    """Canary: the keys of states name no workspace."""
+
+    def state(self, last: RecordedEvent, value: bytes) -> Message:
+        key, *rest = super().state(last, value)
+        return (key.split(b"/")[1], *rest)
+
+    def tombstone(self, erasure: RecordedEvent, conversation_id: uuid.UUID) -> Message:
+        key, *rest = super().tombstone(erasure, conversation_id)
+        return (key.split(b"/")[1], *rest)
+
+
+@pytest.mark.parametrize("kind", [MessageMaker, ByIdAlone], ids=["told apart", "canary"])
+def test_conversations_of_two_workspaces_under_one_id_leave_each_other_alone(
+    kind: type[MessageMaker], database: str, settings: PublisherSettings
+) -> None:
+    """The same file imported into both gives this: ids are chosen by the source."""
+    events = in_two_workspaces(history(60), versions=3)
+    first = [key_of(each) for each in events if each.version == 1 and each.stream.type is StreamType.CONVERSATION]
+    with live(Publisher(ListLog(events), database, settings)) as publisher:
+        publisher._latest._maker = kind(settings.partitions, "")
+        publisher.publish_available()
+        if kind is ByIdAlone:
+            assert len(compacted(settings)) * 2 == len(first)
+            return
+        assert_states(settings, events)
+        events = erased(events, id_of("contact"), OTHER_SPACE)
+        publisher._log = ListLog(events)
+        publisher.publish_available()
+    assert {key for key, value in compacted(settings).items() if value is None} == {
+        key for key in first if key.startswith(str(OTHER_SPACE))
+    }
+    assert_exactly_once(settings.bootstrap_servers, settings, events)
 
 
 class Forgetful(LatestStates):
@@ -186,9 +229,9 @@ def test_what_is_not_in_memory_any_more_is_folded_again_to_the_same_bytes() -> N
 # Erasure
 
 
-def erased(events: list[RecordedEvent], contact: uuid.UUID) -> list[RecordedEvent]:
+def erased(events: list[RecordedEvent], contact: uuid.UUID, space: uuid.UUID = SPACE) -> list[RecordedEvent]:
     """``events``, and then the contact's erasure."""
-    stream = Stream(SPACE, StreamType.CONTACT, contact)
+    stream = Stream(space, StreamType.CONTACT, contact)
     return [*events, replace(events[-1], position=len(events) + 1, stream=stream, version=2, event=ContactErased())]
 
 
@@ -200,7 +243,7 @@ def test_an_erased_contacts_conversations_get_tombstones(database: str, settings
     tombstone = consumed(settings.bootstrap_servers, settings.latest_topic)[-1]
     headers = text_headers(tombstone)
     assert (headers["ce_type"], headers["ce_position"]) == ("contact-erased.v1", "21")
-    assert headers["ce_subject"] == tombstone.key.decode()
+    assert f"{SPACE}/{headers['ce_subject']}" == headers["ce_partitionkey"] == tombstone.key.decode()
     # In the same transaction and after the state: whoever follows forgets last.
     assert_exactly_once(settings.bootstrap_servers, settings, events)
 
@@ -220,7 +263,7 @@ def test_a_conversation_that_goes_on_after_the_erasure_has_a_state_again_and_its
     later = replace(goes_on, position=22, version=versions + 1)
     publish([*before, later], database, settings)
     records = consumed(settings.bootstrap_servers, settings.latest_topic)
-    of_it = [record for record in records if record.key == str(goes_on.stream.id).encode()]
+    of_it = [record for record in records if record.key == key_of(goes_on).encode()]
     assert [record.value is None for record in of_it] == [True, False]
     assert json.loads(of_it[-1].value)["position"] == 22
 

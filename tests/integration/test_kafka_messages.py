@@ -108,6 +108,7 @@ def test_canary_what_does_not_fit_is_told_from_what_does(messages: list[Message]
         assert not judged((channel, headers | {"ce_more": "x"}, key, payload))
         assert not judged((channel, {n: v for n, v in headers.items() if n != "ce_position"}, key, payload))
         assert not judged((channel, headers, "no id", payload))
+        assert not judged((channel, headers, key.split("/")[1] if "/" in key else f"{SPACE}/{key}", payload))
         assert not judged((channel, headers, key, {**(payload or {}), "personal": "x"}))
 
 

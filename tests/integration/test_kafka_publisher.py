@@ -534,6 +534,17 @@ def test_it_refuses_a_position_record_that_it_cannot_read(database: str, setting
     assert "cannot be read" in refusal(ListLog(history(10)), database, settings)
 
 
+def test_it_refuses_to_go_on_after_states_whose_keys_name_no_workspace(
+    database: str, settings: PublisherSettings
+) -> None:
+    """As they once were: such a state would stay beside the one that follows it, and no tombstone would remove it."""
+    publish(history(10), database, settings)
+    former = json.loads(last_position(settings).value())
+    del former["state_key"]
+    write_position(settings, json.dumps(former).encode())
+    assert "another key of states: conversation, and" in refusal(ListLog(history(10)), database, settings)
+
+
 def test_it_finds_its_position_behind_many_aborted_ones(
     database: str, settings: PublisherSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
