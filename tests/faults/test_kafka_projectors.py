@@ -297,7 +297,7 @@ def test_whoever_joins_leaves_dies_or_sleeps_the_rows_are_those_of_one_projector
         print(f"\n{counted}, {head(database)} events, fenced {said.count(MOVED_ON)} times")  # noqa: T201  # for the report
 
 
-# A zombie: with real processes only in the campaign; `tests/integration/test_shares.py` has one in its own, with canary
+# A zombie: as processes only in the campaign; `tests/integration/test_kafka_projector.py` always has one, with canary
 
 
 def sleeps_with_records_in_its_hands(kind: str, conninfo: str, servers: str, directory: Path) -> None:

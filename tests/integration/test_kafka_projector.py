@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,22 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from agreement import rows
+from agreement import check_that_all_agree, rows
 from contact_keyring import keys_of
 from feed import make_settings, wait_until
 from in_process import serving
+from random_history import START, a_random_history, handle, some_request
 
+from adapters import kafka_projector
 from adapters.command_handler import CommandHandler
 from adapters.event_log import EventLog
 from adapters.kafka_position import PublisherSettings
 from adapters.kafka_projector import KafkaProjector
 from adapters.kafka_publisher import Publisher
-from adapters.kafka_topics import ensure_topics
+from adapters.kafka_topics import ensure_topics, find_events_topic
 from adapters.projector import create_missing
 from adapters.rebuild import rebuild
+from adapters.share_projector import Batch, ShareProjector
 from adapters.shares import SHARED_MODELS
 from api import demo
 from projections.read_model import ReadModel
@@ -130,6 +134,75 @@ def test_who_wrote_reads_it_once_it_is_published_rebuilt_or_not(
     for model in SHARED_MODELS.values():
         rebuilt(database, model)
     assert tables(database) == before
+
+
+# A zombie; `tests/faults/test_kafka_projectors.py` has them as processes
+
+
+class Sleepy(ShareProjector):
+    """Sleeps with records in its hands, once it is told to."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.is_to_sleep, self.sleeps, self.wakes, self.is_done = (threading.Event() for _ in range(4))
+
+    def project(self, batch: Batch) -> None:
+        if not (self.is_to_sleep.is_set() and batch) or self.sleeps.is_set():
+            return super().project(batch)
+        self.sleeps.set()
+        self.wakes.wait(120)
+        try:
+            return super().project(batch)
+        finally:
+            self.is_done.set()
+
+
+class Unfenced(Sleepy):
+    """Canary: trusts what it knows of its shares."""
+
+    def _fence(self, connection: psycopg.Connection, model: ReadModel, partitions: list[int]) -> dict[int, int]:
+        del connection, model
+        return dict.fromkeys(partitions, 0)
+
+
+def are_level(database: str) -> bool:
+    with EventLog(database) as log:
+        return positions(database) == {log.head()}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", [Sleepy, Unfenced], ids=["ours", "canary"])
+def test_who_wakes_up_when_others_have_its_partitions_changes_nothing(
+    kind: type[Sleepy], database: str, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The group gives its partitions to another, who projects what it had in its hands; then it wakes up."""
+    monkeypatch.setattr(kafka_projector, "LONGEST_BATCH_SECONDS", 2)
+    settings, keys = make_settings(kafka_bootstrap), partial(keys_of, database)
+    ensure_topics(settings)
+    create_missing(database)
+    a_random_history(database, 3, commands=200)
+    sleepy = kind(database, find_events_topic(settings)[0], keys=keys())
+    first, second = (KafkaProjector(database, settings, keys, session_seconds=2) for _ in range(2))
+    monkeypatch.setattr(first, "_share_projector", lambda _: sleepy)
+    with ExitStack() as working:
+        working.enter_context(publishing(database, settings))
+        working.enter_context(at_work(first))
+        wait_until(lambda: are_level(database), 180)
+        sleepy.is_to_sleep.set()
+        with closing(CommandHandler(database, keys())) as handler:
+            chance = random.Random(5)
+            handle(handler, [some_request(chance, START) for _ in range(60)])
+        assert sleepy.sleeps.wait(60)
+        working.enter_context(at_work(second))
+        wait_until(lambda: are_level(database), 180)
+        sleepy.wakes.set()
+        assert sleepy.is_done.wait(60)
+    if kind is Sleepy:
+        assert "others have moved" in caplog.text
+        check_that_all_agree(database)
+    else:
+        with pytest.raises(AssertionError):
+            check_that_all_agree(database)
 
 
 def project_from_kafka(database: str, **variables: str) -> subprocess.CompletedProcess[str]:

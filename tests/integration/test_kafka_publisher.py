@@ -50,7 +50,6 @@ from adapters.command_handler import CommandHandler, Request
 from adapters.kafka_broker import KafkaBroker
 from adapters.kafka_position import Position
 from adapters.kafka_publisher import (
-    LockLostError,
     Publisher,
     PublisherFailedError,
     PublisherSettings,
@@ -77,13 +76,6 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-
-
-class Unlocked(Publisher):
-    """Believes that it still has the lock, as a process does that slept while it lost it."""
-
-    def _require_lock(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -263,17 +255,6 @@ class StoppingAfterCommit(Stopping):
         return following
 
 
-class PositionApart(Stopping):
-    """Canary: commits the events first and their position afterwards."""
-
-    def _send_position(self, position: Position, *more: Any) -> Any:
-        if self._origin is not None:
-            self._producer.commit_transaction()
-            self._reached("between")
-            self._producer.begin_transaction()
-        return super()._send_position(position, *more)
-
-
 class NoWatchdog(Stopping):
     """Canary: waits for ever."""
 
@@ -293,9 +274,7 @@ class StoppingWithWatchdog(Stopping):
         self._watchdog._limit = (time.monotonic() + self._settings.deadline_seconds, doing)
 
 
-CHILDREN = {
-    each.__name__: each for each in (Stopping, StoppingAfterCommit, PositionApart, NoWatchdog, StoppingWithWatchdog)
-}
+CHILDREN = {each.__name__: each for each in (Stopping, StoppingAfterCommit, NoWatchdog, StoppingWithWatchdog)}
 
 
 def child(kind: str, stage: str, conninfo: str, bootstrap: str, prefix: str, count: str, deadline: str) -> None:
@@ -347,115 +326,6 @@ def test_a_killed_publisher_loses_and_doubles_nothing(stage: str, database: str,
     with child_process(kind, stage, database, settings, len(events)):
         pass
     publish(events, database, settings)
-    assert_exactly_once(settings.bootstrap_servers, settings, events)
-
-
-@pytest.mark.faults
-def test_canary_a_position_outside_the_transaction_doubles_events(database: str, settings: PublisherSettings) -> None:
-    events = history(500)
-    with child_process(PositionApart, "between", database, settings, len(events)):
-        pass
-    publish(events, database, settings)
-    with pytest.raises(AssertionError):
-        assert_exactly_once(settings.bootstrap_servers, settings, events)
-
-
-# One is live
-
-
-def test_a_second_publisher_waits_for_the_lock(database: str, settings: PublisherSettings) -> None:
-    events = history(20)
-    stop = threading.Event()
-    second = Publisher(ListLog(events), database, settings)
-    thread = threading.Thread(target=second.run, args=(stop,))
-    with live(Publisher(ListLog(events[:10]), database, settings)) as first:
-        thread.start()
-        first.publish_available()
-        time.sleep(1)
-        assert not second.status.is_live
-    wait_until(lambda: second.status.position == 20)
-    stop.set()
-    thread.join(10)
-    assert second.status.published == 9
-    assert_exactly_once(settings.bootstrap_servers, settings, events)
-
-
-def test_a_waiting_publisher_can_be_stopped(database: str, settings: PublisherSettings) -> None:
-    stop = threading.Event()
-    with (
-        live(Publisher(ListLog([]), database, settings)),
-        closing(Publisher(ListLog([]), database, settings)) as second,
-    ):
-        threading.Timer(0.3, stop.set).start()
-        assert not second.start(stop)
-
-
-def end_sessions(database: str) -> None:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'conversas-publisher-lock'"
-        )
-
-
-def test_a_publisher_that_lost_its_lock_stops(database: str, settings: PublisherSettings) -> None:
-    events = history(20)
-    log = ListLog(events[:10])
-    with live(Publisher(log, database, settings)) as publisher:
-        publisher.publish_available()
-        end_sessions(database)
-        log.events = events
-        with pytest.raises(LockLostError):
-            publisher.publish_available()
-        assert (publisher.status.is_live, publisher.status.position) == (False, 10)
-    assert publish(events, database, settings) == 9, "the one without its lock had published none of them"
-    assert_exactly_once(settings.bootstrap_servers, settings, events)
-
-
-def test_a_lock_lost_within_a_transaction_leaves_it_uncommitted(database: str, settings: PublisherSettings) -> None:
-    class LosesLock(Publisher):
-        def _send_position(self, position: Position, *more: Any) -> Any:
-            if self._origin is not None:
-                end_sessions(database)
-            return super()._send_position(position, *more)
-
-    with live(LosesLock(ListLog(history(10)), database, settings)) as publisher:
-        with pytest.raises(LockLostError):
-            publisher.publish_available()
-        assert publisher.status.aborts == 1
-    publish(history(10), database, settings)
-    assert_exactly_once(settings.bootstrap_servers, settings, history(10))
-
-
-@pytest.mark.parametrize("moment", ["before its transaction", "within its transaction"])
-def test_a_zombie_is_fenced_and_does_not_fence_back(moment: str, database: str, settings: PublisherSettings) -> None:
-    events = history(300)
-
-    with ExitStack() as opened:
-        successor = Publisher(ListLog(events[:250]), database, settings)
-
-        class Zombie(Publisher):
-            """Sleeps while another takes over, between its look at the lock and the end of its transaction."""
-
-            def _require_delivered(self, futures: Sequence[Any]) -> None:
-                super()._require_delivered(futures)
-                if self._origin is not None:
-                    take_over()
-
-        def take_over() -> None:
-            end_sessions(database)
-            opened.enter_context(live(successor))
-
-        kind = Unlocked if moment.startswith("before") else Zombie
-        zombie = opened.enter_context(live(kind(ListLog(events[:200]), database, settings)))
-        if kind is Unlocked:
-            take_over()
-        with pytest.raises(PublisherFailedError):
-            zombie.publish_available()
-        assert (zombie.status.fencings, zombie.status.aborts, zombie.status.commits) == (1, 1, 0)
-        time.sleep(0.5)  # kafka-python reacts to the fencing in the background, asking for a new epoch
-        successor.publish_available()
-        successor._log = ListLog(events)
-        successor.publish_available()
     assert_exactly_once(settings.bootstrap_servers, settings, events)
 
 
