@@ -314,7 +314,7 @@ class Work:
         self.require_health()
 
     def seen(self, seconds: float = PUBLISHED_SECONDS) -> Seen:
-        """Commands stop; what is in the topic once all is published, or after ``seconds``."""
+        """Commands stop; what is in the topics once all is published, or after ``seconds``."""
         self.stop_commands()
         rows = query(
             self._conninfo,
@@ -322,8 +322,9 @@ class Work:
         )
         expected = dict(rows)
         found = Reader(self._near, self._settings.events_topic).read(expected, seconds)
+        states = Reader(self._near, self._settings.latest_topic).read(expected, seconds)
         self.require_health()
-        return compared(expected, found)
+        return compared(expected, found, states)
 
 
 REASONS = ("did not take a record", "took too long", "ProducerFenced", "lock")

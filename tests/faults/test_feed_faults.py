@@ -1,4 +1,5 @@
-"""The feed under faults, on three real brokers while commands come in: topic = log for a ``read_committed`` consumer.
+"""The feed under faults, on three real brokers while commands come in: topic = log for a ``read_committed`` consumer,
+and the last state of each conversation is that after its last event.
 
 Publishers are killed, frozen for longer than a transaction may take, doubled; brokers are restarted and killed; the
 cable between them is cut. The seed of a run is printed; CONVERSAS_SEED sets it.
@@ -10,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def seen_after(harm: Sequence[Harm], place: Place, database: str, directory: Pat
     why = ", ".join(f"{count} {name}" for name, count in reasons(directory).most_common())
     print(  # noqa: T201  # pytest -s
         f"\n{' and '.join(each.__name__ for each in harm)} (seed {SEED}): {seen.events} events, {len(seen.missing)}"
-        f" missing, {len(seen.shuffled)} out of order, {len(seen.repeated)} repeated; publishers: {told};"
+        f" missing, {len(seen.shuffled)} out of order, {len(seen.repeated)} repeated, {len(seen.stale)} states of"
+        f" {seen.conversations} stale; publishers: {told};"
         f" ended by themselves because of: {why}; {time.monotonic() - started:.0f} s"
     )
     return seen
@@ -164,6 +166,7 @@ def test_killed_brokers_lose_and_shuffle_nothing(place: Place, database: str, tm
     seen = seen_after([kill_brokers], place, database, tmp_path)
     assert not seen.missing
     assert not seen.shuffled
+    assert not seen.stale
 
 
 # Canaries: publishers without a guard, by the same faults and the same look. The same ones on the one schedule on which
@@ -202,7 +205,15 @@ class ReadsUncommitted(Publisher):
         time.sleep(0.5)
 
 
+class KeepsStates(Publisher):
+    """Leaves the last state of each transaction out."""
+
+    def _send_events(self, batch: Any) -> list[Any]:
+        return super()._send_events(replace(batch, states=batch.states[:-1]))
+
+
 CANARIES: dict[type[Publisher], tuple[list[str], str]] = {
+    KeepsStates: (["kill"], "stale"),
     Unfenced: (["haunt"] * 12, "repeated"),
     PositionApart: (["kill"] * 6, "repeated"),
     ReadsUncommitted: (["kill"] * 6, "missing"),

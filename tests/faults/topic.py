@@ -15,17 +15,21 @@ class Seen:
     """What a ``read_committed`` consumer saw, against the log."""
 
     events: int = 0
+    conversations: int = 0
     missing: list[str] = field(default_factory=list)
     shuffled: list[str] = field(default_factory=list)
     """Came before one that precedes it."""
     repeated: list[str] = field(default_factory=list)
     """Came again; its version, not above the last one, says so."""
+    stale: list[str] = field(default_factory=list)
+    """Conversations whose last state is not that after their last event."""
 
     def assert_each_once(self) -> None:
         """Topic = log."""
         assert not self.missing, f"{len(self.missing)} of {self.events} missing, such as {self.missing[:3]}"
         assert not self.shuffled, f"{len(self.shuffled)} of {self.events} out of order, such as {self.shuffled[:3]}"
         assert not self.repeated, f"{len(self.repeated)} of {self.events} repeated, such as {self.repeated[:3]}"
+        assert not self.stale, f"{len(self.stale)} states are not the last, such as {self.stale[:3]}"
 
 
 class Reader:
@@ -44,29 +48,31 @@ class Reader:
         self._topic = topic
 
     def read(self, expected: dict[str, int], seconds: float) -> dict[str, list[int]]:
-        """The versions of each conversation, as they came, until all have come and nothing more for a second."""
+        """The versions of each conversation, as they came, until the last have come and nothing more for a second."""
         found: dict[str, list[int]] = defaultdict(list)
-        wanted = sum(expected.values())
-        count, deadline = 0, time.monotonic() + seconds
+        awaited, deadline = dict(expected), time.monotonic() + seconds
         partitions = self._consumer.list_topics(self._topic, 10).topics[self._topic].partitions
         self._consumer.assign([confluent_kafka.TopicPartition(self._topic, each, 0) for each in partitions])
         last = time.monotonic()
-        while time.monotonic() < deadline and (count < wanted or time.monotonic() < last + 1):
+        while time.monotonic() < deadline and (awaited or time.monotonic() < last + 1):
             for message in self._consumer.consume(1_000, 0.2):
                 if message.error():
                     continue  # a broker that is away; it comes again
                 version = int(dict(message.headers())["ce_sequence"])
-                versions = found[message.key().decode()]
-                count += version > max(versions[-1:], default=0)
-                versions.append(version)
+                conversation = message.key().decode().rpartition("/")[2]  # all are of one workspace
+                found[conversation].append(version)
+                if version == awaited.get(conversation):
+                    del awaited[conversation]
                 last = time.monotonic()
         self._consumer.close()
         return found
 
 
-def compared(expected: dict[str, int], found: dict[str, list[int]]) -> Seen:
-    """Versions of each conversation as they came, against its last version in the log."""
-    seen = Seen(sum(expected.values()))
+def compared(expected: dict[str, int], found: dict[str, list[int]], states: dict[str, list[int]]) -> Seen:
+    """Versions of each conversation's events and states as they came, against its last version in the log."""
+    seen = Seen(sum(expected.values()), len(expected))
+    reached = {id_: versions[-1] for id_, versions in states.items()}
+    seen.stale = [f"{id_}:{reached.get(id_)}" for id_, last in expected.items() if reached.get(id_) != last]
     for id_, last in expected.items():
         reached = 0
         for version in found.get(id_, []):
