@@ -25,12 +25,14 @@ from api.queries import (
     AtLeast,
     Cursor,
     Limit,
+    Listed,
     Moment,
     Position,
     as_json,
     decode_cursor,
     encode_cursor,
     fetch,
+    fetch_listed,
     invalid,
     of_rows,
     of_search,
@@ -133,6 +135,7 @@ class ConversationPage(BaseModel):
 
     items: list[ConversationView]
     next: str | None
+    position: Listed
 
 
 _LONGEST_FILTER = 4_000
@@ -318,6 +321,7 @@ async def _page(request: Request, caller: Caller, filter_: Filter, wanted: Pagin
     after, now = _resumed(wanted, place, sort)
     await wait_for(request, "listing", wanted.at_least)
     rows: list[dict[str, Any]] = []
+    positions: list[int] = []
     asked = Page(
         filter=filter_,
         sort=sort,
@@ -329,7 +333,9 @@ async def _page(request: Request, caller: Caller, filter_: Filter, wanted: Pagin
     )
     access = of_rows(request, caller, filter_) if wanted.as_of is None else None  # that they look back is recorded
     for statement in pages(caller, asked):
-        rows += await fetch(request, caller, *statement, access)
+        found, listed = await fetch_listed(request, caller, *statement, access)
+        rows += found
+        positions.append(listed)
         access = None
         if len(rows) > wanted.limit:
             break
@@ -338,7 +344,8 @@ async def _page(request: Request, caller: Caller, filter_: Filter, wanted: Pagin
     if more:
         last = rows[-1]
         cursor = encode_cursor(sort, _order(wanted), last["sort_value"] or "", last["id"], now.isoformat())
-    return as_json({"items": [shown(row, caller) for row in rows], "next": cursor})
+    position = min(positions) if wanted.as_of is None else None
+    return as_json({"items": [shown(row, caller) for row in rows], "next": cursor, "position": position})
 
 
 def _order(wanted: Paging) -> str:
@@ -402,6 +409,7 @@ class Counts(BaseModel):
 
     total: Annotated[Count, Field(description="with the bar's statuses")]
     statuses: Annotated[dict[Status, Count], Field(description="without the bar's statuses")]
+    position: Listed
 
 
 class Counting(BaseModel):
@@ -454,11 +462,13 @@ async def _counts(
 ) -> Response:
     await wait_for(request, "listing", wanted.at_least)
     access = of_search(request, caller, filter_) if wanted.as_of is None else None
-    rows = await fetch(request, caller, *counts(caller, filter_, exact=wanted.exact, as_of=wanted.as_of), access)
+    statement = counts(caller, filter_, exact=wanted.exact, as_of=wanted.as_of)
+    rows, position = await fetch_listed(request, caller, *statement, access)
     found = dict.fromkeys((status.value for status in Status), 0) | {row["status"]: row["count"] for row in rows}
     total = sum(found[status] for status in set(statuses))
     per_status = {status: told(count, exact=wanted.exact) for status, count in found.items()}
-    return as_json({"total": told(total, exact=wanted.exact), "statuses": per_status})
+    listed = position if wanted.as_of is None else None
+    return as_json({"total": told(total, exact=wanted.exact), "statuses": per_status, "position": listed})
 
 
 def told(count: int, *, exact: bool) -> dict[str, Any]:

@@ -43,6 +43,10 @@ Moment = Annotated[
     BeforeValidator(_written_out),
     Field(description="RFC 3339 with a zone; a period holds its start and not its end"),
 ]
+Listed = Annotated[
+    int | None,
+    Field(description="all of the log up to this position is in the answer, and maybe more; null with `as_of`"),
+]
 Limit = Annotated[int, Query(ge=1, le=500, description="rows on a page")]
 Cursor = Annotated[str | None, Query(max_length=500, description="`next` of the page before")]
 AtLeast = Annotated[
@@ -50,6 +54,7 @@ AtLeast = Annotated[
     Query(description="wait, briefly, until the read model has this position of a command's answer"),
 ]
 WAIT_SECONDS = 3.0
+_LISTED = "select position from projection_positions where name = 'listing'"
 _ENTER = "select set_config('conversas.workspace', %s, true)"
 
 
@@ -73,16 +78,34 @@ async def fetch(
     request: Request, caller: Caller, query: str, values: Sequence[Any], access: Access | None = None
 ) -> list[dict[str, Any]]:
     """The rows of ``query``, of the caller's workspace only: row-level security sees to it; ``access`` is recorded."""
-    async with request.app.state.pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+    [rows] = await _fetch_all(request, caller, [(query, values)], access)
+    return rows
+
+
+async def fetch_listed(
+    request: Request, caller: Caller, query: str, values: Sequence[Any], access: Access | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """As `fetch`, and the position that the listing had just before: all up to it is in what was found there."""
+    [[listed], rows] = await _fetch_all(request, caller, [(_LISTED, ()), (query, values)], access)
+    return rows, listed["position"]
+
+
+async def _fetch_all(
+    request: Request, caller: Caller, queries: Sequence[tuple[str, Sequence[Any]]], access: Access | None
+) -> list[list[dict[str, Any]]]:
+    """The rows of each query, one after the other in one round trip."""
+    async with request.app.state.pool.connection() as connection:
+        cursors = [connection.cursor(row_factory=dict_row) for _ in queries]
         async with connection.pipeline(), connection.transaction():
             await connection.execute(_ENTER, (str(caller.workspace_id),))
             if access is not None:
                 await connection.execute(*statement(access))
-            await cursor.execute(query, values)
-        rows: list[dict[str, Any]] = await cursor.fetchall()
+            for cursor, query in zip(cursors, queries, strict=True):
+                await cursor.execute(*query)
+        found = [await cursor.fetchall() for cursor in cursors]
     if access is not None:
         request.app.state.lately.note(access)
-    return rows
+    return found
 
 
 def of_rows(request: Request, caller: Caller, wanted: Filter = EVERYTHING) -> Access | None:

@@ -291,9 +291,9 @@ async def follow_listing(
 ) -> Response:
     """What changes in the listing under a filter: `{"id", "change": "upsert" | "leave", "row"}`.
 
-    After `ready`, load your page with `at_least` the position that it tells: from there on nothing is missed. A row
-    that time alone takes out of a filter is not told; a `leave` may come for a row that you do not show. That you
-    follow is recorded, unless you may see only what is your own.
+    After `ready`, load your page with `at_least` the position that it tells, unless what you show tells a position as
+    high: from there on nothing is missed. A row that time alone takes out of a filter is not told; a `leave` may come
+    for a row that you do not show. That you follow is recorded, unless you may see only what is your own.
     """
     streams: Streams = request.app.state.streams
     chosen = filter_of(wanted)

@@ -24,7 +24,7 @@ from domain.permissions import Permission
 from projections.listing_query import Sort
 
 router = page_router()
-_EMPTY: dict[str, Any] = {"items": [], "next": None}
+_EMPTY: dict[str, Any] = {"items": [], "next": None, "position": None}
 PERIOD_NAMES = {"opened": N_("Opened"), "last_activity": N_("Last activity"), "finalized": N_("Finalized")}
 END_NAMES = {"from": N_("from"), "until": N_("until")}
 FILTER_NAMES = {
@@ -60,6 +60,7 @@ async def listing(page: Here) -> Response:
         items=found["items"],
         following=state.but(cursor=found["next"]).address if found["next"] else None,
         counts=counts,
+        position=min(found["position"], counts["position"]) if counts and not state["as_of"] else None,
         names=directory,
         views=views,
         chips=_chips(page, state, directory),

@@ -619,6 +619,15 @@ def test_the_same_ids_in_two_workspaces_are_two_conversations(
 # Reading one's own writes
 
 
+def test_listing_and_counts_tell_the_position_that_they_show(api: Api, a_pending_conversation: Conversation) -> None:
+    position = a_pending_conversation.do("notes", {"text": "x"})["position"]
+    for path in ("/v1/conversations", "/v1/conversations/counts"):
+        assert position <= api.read(path, at_least=position)["position"] <= api.log_head()
+        assert api.read(path, as_of=datetime.now(UTC).isoformat())["position"] is None
+    for path in ("/v1/conversations/search", "/v1/conversations/counts"):
+        assert api.ok("POST", path, {"at_least": position})["position"] >= position
+
+
 def test_a_position_beyond_the_log_is_told_at_once(api: Api) -> None:
     answer = api.get("/v1/conversations", params={"at_least": api.log_head() + 1_000_000})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")

@@ -113,6 +113,37 @@ def test_canary_a_listing_that_forgets_scopes_is_found(
         expect.set_options(timeout=20_000)
 
 
+def asked_when_ready(guest: Any, query: str) -> int:
+    """How often an open listing asks for its rows anew when its stream tells that it is ready."""
+    asked: list[str] = []
+    ready: list[str] = []
+    session = guest.context.new_cdp_session(guest.page)
+    session.send("Network.enable")
+    session.on("Network.eventSourceMessageReceived", lambda told: ready.append(told["eventName"]))
+    guest.page.on("request", lambda request: "fragment" in request.headers and asked.append(request.url))
+    page = guest.go(query)
+    while "ready" not in ready:
+        page.wait_for_timeout(20)
+    page.evaluate("() => new Promise((done) => setTimeout(done, 100))")  # it would be asked for at once
+    return len(asked)
+
+
+def test_an_open_listing_asks_anew_when_its_stream_begins_only_if_more_has_happened_since(
+    visit: Any, open_conversation: Any
+) -> None:
+    conversation = open_conversation(channel="fresca")
+    conversation.view()
+    guest = visit("pt", ADMIN_TOKEN)
+    assert asked_when_ready(guest, "/?channel=fresca") == 0
+
+    def as_of_before(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=re.sub(r'data-position="\d+"', 'data-position="1"', answer.text()))
+
+    guest.page.route(re.compile(r"/\?channel="), as_of_before)
+    assert asked_when_ready(guest, "/?channel=fresca") == 1
+
+
 AWAY = """(away) => {
   Object.defineProperty(document, "hidden", { configurable: true, value: away });
   document.dispatchEvent(new Event("visibilitychange"));

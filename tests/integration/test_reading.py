@@ -12,7 +12,7 @@ from in_process import carry_out, id_of, prepare, project, serving
 
 from adapters.command_handler import CommandHandler
 from adapters.identity import digest
-from api import app, demo, listing
+from api import app, demo, listing, queries
 from domain.commands import Command, IssueToken, OpenConversation, ReceiveMessage, Transfer
 from domain.events import Actor, ActorKind
 
@@ -111,3 +111,56 @@ def test_canary_a_pool_that_throws_them_away_is_noticed(served: str, monkeypatch
     monkeypatch.setattr(app, "_discard_interrupted", always)
     before, after = connections_of(served, 12)
     assert not before <= after
+
+
+def told_while_it_leaves(database: str, monkeypatch: pytest.MonkeyPatch, path: str) -> tuple[int, dict[str, Any]]:
+    """What Bia is told where the projector takes a conversation from her between reads, and the position of that."""
+    let_it_leave(database)
+    with psycopg.connect(database) as connection:
+        [(left,)] = connection.execute("select max(position) from events").fetchall()
+    together = queries._fetch_all
+
+    async def one_by_one(request: Any, caller: Any, statements: Any, access: Any) -> Any:
+        found = []
+        for statement in statements:
+            found += await together(request, caller, [statement], access)
+            await asyncio.to_thread(project, database)
+        return found
+
+    async def ask() -> dict[str, Any]:
+        async with serving(database) as client:
+            client.headers["Authorization"] = f"Bearer {TOKEN}"
+            monkeypatch.setattr(queries, "_fetch_all", one_by_one)
+            found: dict[str, Any] = (await client.get(path)).json()
+            return found
+
+    return left, asyncio.run(ask())
+
+
+def is_in_it(answer: dict[str, Any]) -> bool:
+    """Whether the rows, or the counts, have the conversation that leaves."""
+    if "items" in answer:
+        return str(CONVERSATION) in {item["id"] for item in answer["items"]}
+    return bool(answer["total"]["count"])
+
+
+PATHS = ("/v1/conversations?channel=phone", "/v1/conversations/counts?channel=phone")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_all_up_to_the_position_that_an_answer_tells_is_in_it(
+    served: str, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    left, answer = told_while_it_leaves(served, monkeypatch, path)
+    assert 0 < answer["position"] < left or not is_in_it(answer)
+
+
+def test_canary_a_position_read_after_the_rows_promises_too_much(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def late(*arguments: Any) -> tuple[Any, int]:
+        rows, [row] = await queries.fetch(*arguments), await queries.fetch(*arguments[:2], queries._LISTED, ())
+        return rows, row["position"]
+
+    monkeypatch.setattr(listing, "fetch_listed", late)
+    left, answer = told_while_it_leaves(served, monkeypatch, PATHS[0])
+    assert answer["position"] >= left
+    assert is_in_it(answer)

@@ -96,9 +96,16 @@ function follow() {
   if (!address || resting) return;
   stream = new EventSource(address);
   stream.address = address;
-  stream.addEventListener("ready", () => soon(0)); // what happened before it was open
+  stream.addEventListener("ready", ({ data }) => {
+    // What happened after the rows were read and before it was open.
+    if (!(JSON.parse(data).position <= Number(results.dataset.position))) soon(0);
+  });
   stream.addEventListener("change", () => soon(0));
-  stream.addEventListener("resync", () => stream.close() ?? setTimeout(follow, 1000));
+  stream.addEventListener("resync", () => {
+    delete results.dataset.position; // all is to be read anew, whatever the position
+    stream.close();
+    setTimeout(follow, 1000);
+  });
   stream.onerror = async () => {
     if (stream?.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
     soon(1000);
