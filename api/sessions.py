@@ -34,7 +34,8 @@ IN_PROCESS = "conversas.session"
 LIFE = timedelta(hours=12)
 _FILE = "session-key"
 _AUDIENCE, _ALGORITHM = "conversas-pages", "HS256"
-ATTEMPT_COOKIE = "__Host-conversas-sign-in"
+ATTEMPT_COOKIE = "__Host-conversas-sign-in-"
+"""What the name of a sign-in's cookie begins with: each has one of its own, so that several can be under way."""
 ATTEMPT_LIFE = timedelta(minutes=10)
 _ATTEMPTS = "conversas-sign-in"
 _NONCE = 32
@@ -61,6 +62,11 @@ class Attempt:
     next: str
     """The address to go on to."""
     expires_at: datetime
+
+    @property
+    def cookie(self) -> str:
+        """The name of its cookie."""
+        return ATTEMPT_COOKIE + self.id[:8]
 
 
 class Sessions:

@@ -19,7 +19,7 @@ from oidc_issuer import AUDIENCE
 from oidc_sign_in_issuer import CLIENT_ID, CLIENT_SECRET, Answer, SignInIssuer
 
 CALLBACK = "/sign-in/oidc/callback"
-ATTEMPT, SESSION = "__Host-conversas-sign-in", "__Host-conversas-session"
+ATTEMPT, SESSION = "__Host-conversas-sign-in-", "__Host-conversas-session"
 SESSION_KEY = "a-key-of-the-tests-with-more-than-32-characters"
 
 
@@ -46,6 +46,11 @@ class Browser:
     def begin(self, next_: str = "/") -> str:
         """Where the browser is sent to sign in."""
         return self.get("/sign-in/oidc", next=next_).headers["location"]
+
+    @property
+    def attempt(self) -> str:
+        """The name of the cookie of the sign-in that it began last."""
+        return [name for name in self.cookies if name.startswith(ATTEMPT)][-1]
 
     def is_in(self) -> bool:
         return self.get("/").status_code == 200
@@ -110,9 +115,10 @@ def holding(cookie: Callable[[Story, str], str | None]) -> Attack:
 
     def attack(story: Story) -> httpx.Response:
         brought = story.brought()
-        made = cookie(story, story.victim.cookies.pop(ATTEMPT))
+        name = story.victim.attempt
+        made = cookie(story, story.victim.cookies.pop(name))
         if made is not None:
-            story.victim.cookies[ATTEMPT] = made
+            story.victim.cookies[name] = made
         return story.back(brought)
 
     return attack
@@ -162,7 +168,7 @@ def swapped(story: Story) -> httpx.Response:
 
 def as_session(story: Story) -> httpx.Response:
     story.victim.begin()
-    story.victim.cookies[SESSION] = story.victim.cookies.pop(ATTEMPT)
+    story.victim.cookies[SESSION] = story.victim.cookies.pop(story.victim.attempt)
     return story.victim.get("/")
 
 
@@ -188,7 +194,9 @@ ATTACKS: dict[str, Attack] = {
     # who began it
     "an answer that this browser never asked for": holding(lambda _, __: None),
     "the attacker's answer while the victim signs in": swapped,
-    "the attacker's cookie": holding(lambda story, _: story.attacker.begin() and story.attacker.cookies[ATTEMPT]),
+    "the attacker's cookie": holding(
+        lambda story, _: story.attacker.begin() and story.attacker.cookies[story.attacker.attempt]
+    ),
     "state changed": bringing(lambda brought: brought | {"state": brought["state"][:-1] + "~"}),
     "state of the wrong length": bringing(lambda brought: brought | {"state": brought["state"] + "a"}),
     "state not in ASCII": bringing(lambda brought: brought | {"state": "é\u202e"}),

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 router = page_router()
 LONGEST = 3_800
-"""The longest value of a cookie: browsers keep none that is, with its name and all, larger than 4,096 bytes."""
+"""The longest value of a cookie: browsers keep none that is, with its name and all, larger than 4,096 bytes.
+
+Those of all sign-ins under way are together no longer either: servers in between take no more than twice as much.
+"""
 _NOT_BEGUN = N_("This sign-in was not begun in this browser, took too long, or was used already. Begin again.")
 _DECLINED = N_("You were not signed in there. Try again, or ask whoever runs it.")
 _UNPROVEN = N_("What came back does not prove who you are. Begin again; if that does not help, tell an administrator.")
@@ -45,28 +48,33 @@ async def go_away(page: Anybody, next: Annotated[str, Query(max_length=LONGEST_N
         return ask_who(page, next, status=503, problem=page.text(_AWAY))
     answer = RedirectResponse(address, 303, HEADERS)
     life = int(ATTEMPT_LIFE.total_seconds())
-    answer.set_cookie(ATTEMPT_COOKIE, sealed, max_age=life, secure=True, httponly=True, samesite="lax")
+    answer.set_cookie(attempt.cookie, sealed, max_age=life, secure=True, httponly=True, samesite="lax")
+    length = len(sealed)
+    for name in _under_way(page):
+        length += len(page.request.cookies[name])
+        if length > LONGEST:
+            _forget(answer, name)
     return answer
 
 
 @router.get("/sign-in/oidc/callback")
 async def come_back(page: Anybody) -> Response:
     """Begin a session of whom the issuer says it is."""
-    answer = await _answer(page)
-    answer.delete_cookie(ATTEMPT_COOKIE, secure=True, httponly=True, samesite="lax")
-    return answer
-
-
-async def _answer(page: Page) -> Response:
     sign_in, sessions = _sign_in(page), _sessions(page)
+    brought = dict(page.request.query_params)
+    for name, attempt in _under_way(page).items():
+        if _is_of(_secrets(sessions, attempt), brought):
+            answer = await _answer(page, sign_in, attempt, brought)
+            _forget(answer, name)
+            return answer
+    return ask_who(page, "/", status=422, problem=page.text(_NOT_BEGUN))
+
+
+async def _answer(page: Page, sign_in: "SignIn", attempt: Attempt, brought: dict[str, str]) -> Response:
+    sessions = _sessions(page)
     identity: Identity = page.request.app.state.identity
-    parameters = page.request.query_params
-    brought = dict(parameters)
-    attempt = sessions.opened_attempt(page.request.cookies.get(ATTEMPT_COOKIE))
-    is_once = len(brought) == len(parameters.multi_items())  # nothing twice: two readers might take different ones
-    if attempt is None or not is_once or not _is_of(_secrets(sessions, attempt), brought):
-        return ask_who(page, attempt.next if attempt else "/", status=422, problem=page.text(_NOT_BEGUN))
-    if not await identity.end(attempt.id, attempt.expires_at):
+    is_once = len(brought) == len(page.request.query_params.multi_items())  # two readers might take different ones
+    if not is_once or not await identity.end(attempt.id, attempt.expires_at):
         return ask_who(page, attempt.next, status=422, problem=page.text(_NOT_BEGUN))
     if "error" in brought:
         return ask_who(page, attempt.next, status=403, problem=page.text(_DECLINED))
@@ -81,6 +89,19 @@ async def _answer(page: Page) -> Response:
         return page.render("not_linked.html", 403, named=found.named, host=sign_in.host)
     until = datetime.fromtimestamp(found.claims["exp"], UTC)
     return await begun(page, sessions.begin(caller.workspace_id, caller.token_id, until, is_outside=True), attempt.next)
+
+
+def _under_way(page: Page) -> dict[str, Attempt]:
+    """What this browser began, latest first, by the names of the cookies."""
+    held = {name: value for name, value in page.request.cookies.items() if name.startswith(ATTEMPT_COOKIE)}
+    opened = ((name, _sessions(page).opened_attempt(value)) for name, value in held.items())
+    found = [(name, attempt) for name, attempt in opened if attempt is not None]
+    found.sort(key=lambda each: each[1].expires_at)
+    return dict(reversed(found))
+
+
+def _forget(answer: Response, cookie: str) -> None:
+    answer.delete_cookie(cookie, secure=True, httponly=True, samesite="lax")
 
 
 def _is_of(secrets: "Secrets", brought: dict[str, str]) -> bool:
