@@ -117,6 +117,17 @@ WORDS: Mapping[str, str] = {
     f"presence {Presence.OFFLINE}": N_("offline"),
 }
 """What the words of events are called, by field and word."""
+CHANNELS: Mapping[str, str] = {
+    "whatsapp": "WhatsApp",
+    "webchat": N_("Web chat"),
+    "phone": N_("Phone"),
+    "email": N_("E-mail"),
+    "instagram": "Instagram",
+    "messenger": "Messenger",
+    "telegram": "Telegram",
+    "api": "API",
+}
+"""The channels that have a name; others are called as they are."""
 ACTORS: Mapping[str, str] = {
     ActorKind.AGENT: "%(name)s",
     ActorKind.BOT: N_("the bot %(name)s"),
@@ -205,6 +216,8 @@ def sentence(row: Mapping[str, Any], names: Names, speech: Speech) -> str:
     say, details = speech.texts.gettext, row["details"]
     said: dict[str, Any] = {key: str(value) for key, value in details.items() if isinstance(value, str | int)}
     said |= {key: say(WORDS[f"{key} {said[key]}"]) for key in ("cause", "kind") if f"{key} {said.get(key)}" in WORDS}
+    if (channel := said.get("channel", "")) in CHANNELS:
+        said["channel"] = say(CHANNELS[channel])
     if row["topic"] == events.PriorityChanged.TOPIC:
         said |= {key: say(WORDS[f"priority {said[key]}"]) for key in ("before", "after")}
     said["stream"] = _name(str(row["stream_id"]), names)

@@ -6,6 +6,7 @@ Invariant: they are columns of the API's rows, under the API's names, so that a 
 from dataclasses import dataclass, replace
 
 from api.pages.texts import N_
+from api.sentences import CHANNELS
 from projections.listing_query import Sort
 
 
@@ -72,14 +73,4 @@ SURFACE_NAMES = {
     "listing": N_("from the listing"),
     "automatically": N_("automatically"),
 }
-CHANNEL_NAMES = {
-    "whatsapp": "WhatsApp",
-    "webchat": N_("Web chat"),
-    "phone": N_("Phone"),
-    "email": N_("E-mail"),
-    "instagram": "Instagram",
-    "messenger": "Messenger",
-    "telegram": "Telegram",
-    "api": "API",
-}
-"""The channels that have a name; others are shown as they are."""
+CHANNEL_NAMES = CHANNELS

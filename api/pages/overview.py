@@ -116,6 +116,7 @@ async def chart(page: Here, chart: str, days: Days = 30, dark: bool = False, nar
         "show_minor_x_labels": False,
         "no_data_text": page.text("Nothing in this period"),
         "value_formatter": page.formats.number,
+        "order_min": 0 if is_bars else None,  # nothing between one conversation and two
         "disable_xml_declaration": True,
     }
     drawn = pygal.StackedBar(**options) if is_bars else pygal.Line(dots_size=2, **options)

@@ -298,6 +298,10 @@ def test_by_keys_conditions_are_built(start: Start, open_conversation: Any) -> N
     page.keyboard.type("Pend")
     keys.press(".foot button[value=apply]", "Enter")
     expect(page.locator(f"#c-{one.id}")).to_be_visible()
+    listing = page.url
+    keys.press(f"#c-{one.id} a.strong", "Enter")
+    keys.press("[data-back]", "Enter")
+    expect(page).to_have_url(listing)
 
 
 def test_by_keys_the_past_of_a_conversation_is_gone_through(start: Start, a_conversation: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 from adapters.codec import decode
 from api import sentences
 from api.languages import LANGUAGES, Language, translations
-from api.sentences import ACTORS, PHRASES, SENTENCES, SURFACES, WORDS, Speech, sentence
+from api.sentences import ACTORS, CHANNELS, PHRASES, SENTENCES, SURFACES, WORDS, Speech, sentence
 from domain.events import EVENTS, UNPUBLISHED, ActorKind, FinalizationCause, MessageKind, Presence, Priority, Surface
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "contract" / "golden_events.json").read_text())
@@ -53,6 +53,12 @@ def test_a_transfer_says_from_whom_to_whom_and_whether_they_were_there() -> None
     )
 
 
+def test_a_channel_is_called_as_in_the_listing_and_one_without_a_name_as_it_is() -> None:
+    for channel, said in {"phone": "Telefone", "whatsapp": "WhatsApp", "text": "text"}.items():
+        told = row("conversation-opened.v1", {"channel": channel}, "system", "x")
+        assert say("pt", told).startswith(f"Aberta por sistema no canal {said}, ")
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("kind", ActorKind)
 def test_every_event_ever_shipped_has_a_sentence_that_names_no_contact(language: Language, kind: ActorKind) -> None:
@@ -74,7 +80,14 @@ def test_every_event_and_word_is_there_and_translated() -> None:
     fields = {"cause": FinalizationCause, "kind": MessageKind, "priority": Priority, "presence": Presence}
     assert set(WORDS) == {f"{name} {word}" for name, words in fields.items() for word in words}
     portuguese: Any = translations("pt")
-    texts = {*SENTENCES.values(), *SURFACES.values(), *ACTORS.values(), *WORDS.values(), *PHRASES} - {"%(name)s"}
+    texts = {
+        *SENTENCES.values(),
+        *SURFACES.values(),
+        *ACTORS.values(),
+        *WORDS.values(),
+        *CHANNELS.values(),
+        *PHRASES,
+    } - {"%(name)s"}
     assert sorted(texts - portuguese._catalog.keys()) == []
 
 
@@ -88,5 +101,5 @@ def test_a_translation_says_all_that_the_text_says() -> None:
 def test_no_translation_is_left_over() -> None:
     path = Path(sentences.__file__).parent / "translations" / "pt" / "LC_MESSAGES" / "history.po"
     there = {line.removeprefix('msgid "')[:-1] for line in path.read_text().splitlines() if line.startswith('msgid "')}
-    texts = {*SENTENCES.values(), *SURFACES.values(), *ACTORS.values(), *WORDS.values(), *PHRASES}
+    texts = {*SENTENCES.values(), *SURFACES.values(), *ACTORS.values(), *WORDS.values(), *CHANNELS.values(), *PHRASES}
     assert there - texts == {""}

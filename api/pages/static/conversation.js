@@ -16,6 +16,13 @@ const log = document.getElementById("log"); // its style sheet lets it begin, an
 
 if (new URLSearchParams(location.search).has("at_least")) history.replaceState(null, "", location.pathname);
 
+// Back to the listing as it was left, in this tab
+
+document.addEventListener("click", ({ target }) => {
+  const back = target.closest("a[data-back]");
+  if (back) back.href = sessionStorage.getItem("listing") ?? "/";
+});
+
 // The slider
 
 const slider = document.getElementById("version");

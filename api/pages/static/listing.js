@@ -87,8 +87,9 @@ function flash(row) {
   requestAnimationFrame(() => row.classList.add("changed"));
 }
 
-/** Follow what changes under the filter that is shown. */
+/** Follow what changes under the filter that is shown, to which one comes back from a conversation. */
 function follow() {
+  sessionStorage.setItem("listing", results.dataset.address);
   const address = results.dataset.stream;
   if (stream?.address === address && stream?.readyState !== EventSource.CLOSED) return;
   stream?.close();

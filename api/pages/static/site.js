@@ -3,6 +3,8 @@
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
 if (zone) document.cookie = `conversas-zone=${zone}; path=/; max-age=31536000; samesite=lax`;
 
+if (!document.querySelector(".top nav")) sessionStorage.clear(); // nobody is signed in: what they looked at is theirs
+
 const note = document.getElementById("gone");
 let gone = false;
 const CLOSING_MS = 1000; // whoever is to keep the stream of those unseen knows it long before
