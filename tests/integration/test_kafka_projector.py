@@ -1,16 +1,12 @@
 """What is projected from Kafka is there for who asks: reads of own writes, readiness, rebuilds; errors are said."""
 
 import asyncio
-import os
 import random
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +17,7 @@ from contact_keyring import keys_of
 from feed import make_settings, wait_until
 from in_process import serving
 from random_history import START, a_random_history, handle, some_request
+from typer.testing import CliRunner
 
 from adapters import kafka_projector
 from adapters.command_handler import CommandHandler
@@ -34,11 +31,12 @@ from adapters.rebuild import rebuild
 from adapters.share_projector import Batch, ShareProjector
 from adapters.shares import SHARED_MODELS
 from api import demo
+from api.__main__ import app
+from api.cli import serving as commands
 from projections.read_model import ReadModel
 
 pytestmark = pytest.mark.kafka
 
-ROOT = Path(__file__).parents[2]
 TOKEN = "cvs_kafka-projector-admin"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -205,22 +203,16 @@ def test_who_wakes_up_when_others_have_its_partitions_changes_nothing(
             check_that_all_agree(database)
 
 
-def project_from_kafka(database: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    given = os.environ | {"CONVERSAS_DATABASE_URL": database} | variables
-    return subprocess.run(
-        [sys.executable, "-m", "api", "project", "--from", "kafka"], cwd=ROOT, env=given, capture_output=True,
-        text=True, timeout=240, check=False,
-    )  # fmt: skip
-
-
-def test_it_says_what_is_missing(database: str, kafka_bootstrap: str) -> None:
-    refused = project_from_kafka(database)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("No Kafka is set: set CONVERSAS_KAFKA_BOOTSTRAP_SERVERS")
+def test_it_says_what_is_missing(database: str, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "stop_on_signals", threading.Event)  # they are for a process of its own
+    monkeypatch.setenv("CONVERSAS_DATABASE_URL", database)
+    command = ["project", "--from", "kafka"]
+    refused = CliRunner().invoke(app, command)
+    assert (refused.exit_code, type(refused.exception)) == (1, SystemExit)
+    assert refused.output.startswith("No Kafka is set: set CONVERSAS_KAFKA_BOOTSTRAP_SERVERS")
     prefix = f"test-{uuid.uuid4()}"
-    refused = project_from_kafka(
-        database, CONVERSAS_KAFKA_BOOTSTRAP_SERVERS=kafka_bootstrap, CONVERSAS_KAFKA_TOPIC_PREFIX=prefix
-    )
-    assert refused.returncode == 1
-    assert f"Not projecting from Kafka: there is no topic {prefix}.events.v1 at {kafka_bootstrap}" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    monkeypatch.setenv("CONVERSAS_KAFKA_BOOTSTRAP_SERVERS", kafka_bootstrap)
+    monkeypatch.setenv("CONVERSAS_KAFKA_TOPIC_PREFIX", prefix)
+    refused = CliRunner().invoke(app, command)
+    assert (refused.exit_code, type(refused.exception)) == (1, SystemExit)
+    assert f"Not projecting from Kafka: there is no topic {prefix}.events.v1 at {kafka_bootstrap}" in refused.output
