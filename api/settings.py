@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
     database_url: Annotated[
-        str | None, Field(description="PostgreSQL 15 or newer, as a connection URL; without it one is embedded")
+        str | None, Field(description="PostgreSQL 16 or newer, as a connection URL; without it one is embedded")
     ] = None
     keys_database_url: Annotated[
         str | None,

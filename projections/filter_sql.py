@@ -17,6 +17,7 @@ from domain.events import Priority
 from domain.permissions import Caller, Permission, Scope
 from projections.filters import (
     ATTRIBUTES,
+    EVERYTHING,
     NEGATIONS,
     And,
     Condition,
@@ -77,8 +78,6 @@ class Asked:
     """From which days and running waits are counted."""
     is_past: bool
     """Whether it is about rows as they stood at that moment."""
-    is_of_agent: bool = False
-    """Whether all that is found is with one agent: labels are compared there, which is less than a label has rows."""
 
     def reach(self, permission: Permission) -> list[Sql]:
         """What makes a conversation one that the caller has ``permission`` on: as it is now, however it was."""
@@ -118,17 +117,11 @@ def compiled(wanted: Filter, asked: Asked, *, holds: bool = True) -> Sql:
             return positive if holds is (operator not in NEGATIONS) else (f"({positive[0]}) is not true", positive[1])
         case And(filters=filters) | Or(filters=filters):
             combine = all_of if isinstance(wanted, And) is holds else any_of
-            if holds and combine is all_of and any(map(_is_agent, filters)):
-                asked = replace(asked, is_of_agent=True)
             return combine([compiled(each, asked, holds=holds) for each in filters])
         case Not(filter=inner):
             return compiled(inner, asked, holds=not holds)
         case _:
             assert_never(wanted)
-
-
-def _is_agent(wanted: Filter) -> bool:
-    return isinstance(wanted, Condition) and (wanted.field, wanted.operator) == ("agent", Operator.IS)
 
 
 def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
@@ -139,8 +132,6 @@ def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
     if field == "text":
         return _text_search(value, asked.caller)
     row = _on_the_row(field, operator, value, asked.now)
-    if field == "label" and asked.is_of_agent:
-        row = (f"(labels <> '{{}}' and ({row[0]}) is true)", row[1])
     conditions = [*_words_in(field, operator, value), row]
     if looks_at_the_contact(field):  # elsewhere the contact is not shown: there is nothing for it to compare
         conditions += asked.reach(Permission.VIEW_CONTACT)
@@ -279,13 +270,49 @@ def _one_of_several(column: str, type_: str, operator: Operator, value: Any) -> 
     match operator:
         case Operator.IS_SET:
             return f"{column} <> '{{}}'", []
+        case Operator.IS | Operator.IN if column in {"labels", "agents"}:
+            values = [value] if operator is Operator.IS else list(value)
+            found = any_of([_at(place, column, type_, values) for place in _PLACES])
+            return all_of([(f"{column} <> '{{}}'", []), found])  # so that a partial index fits
         case Operator.IS:
-            return f"({column} <> '{{}}' and {column} @> %s::{type_}[])", [[value]]  # so that a partial index fits
+            return f"({column} <> '{{}}' and {column} @> %s::{type_}[])", [[value]]
         case Operator.IN:
             return f"({column} <> '{{}}' and {column} && %s::{type_}[])", [list(value)]
         case _:
             like, values = _like("one", operator, value)
             return f"exists (select from unnest({column}) one where {like})", values
+
+
+INDEXED_PLACES = 3
+"""Of a list: what stands beyond them is found by looking at the few that are so long."""
+_PLACES = range(1, INDEXED_PLACES + 2)
+
+
+def _at(place: int, column: str, type_: str, values: Sequence[Any]) -> Sql:
+    """That one of ``values`` has this place in the list; for the last of the places: this or one beyond."""
+    if place > INDEXED_PLACES:
+        return f"({column}[{place}] is not null and {column}[{place}:] && %s::{type_}[])", [values]
+    if len(values) == 1:  # of a single value the index keeps the order of what follows
+        return f"{column}[{place}] = %s", [values[0]]
+    return f"{column}[{place}] = any(%s::{type_}[])", [values]
+
+
+def parted(wanted: Filter) -> list[tuple[Filter, list[Sql]]]:
+    """``wanted`` in parts that share no row and have an index each, in order: a filter, and what holds besides."""
+    match wanted:
+        case Condition(field="label", operator=Operator.IS, value=label):
+            return [(EVERYTHING, [_at(place, "labels", "text", [label])]) for place in _PLACES]
+        case Condition(field="ever_with_agent", operator=Operator.IS, value=agent_id):
+            return [(EVERYTHING, [_at(place, "agents", "uuid", [agent_id])]) for place in _PLACES]
+        case And(filters=filters) if any(map(_is_ever_with_agent, filters)):
+            agent, *others = sorted(filters, key=_is_ever_with_agent, reverse=True)
+            return [(And.model_construct(filters=tuple(others)), besides) for _, besides in parted(agent)]
+        case _:
+            return [(wanted, [])]
+
+
+def _is_ever_with_agent(wanted: Filter) -> bool:
+    return isinstance(wanted, Condition) and (wanted.field, wanted.operator) == ("ever_with_agent", Operator.IS)
 
 
 def _phones(column: str, operator: Operator, value: Any) -> Sql:

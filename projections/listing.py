@@ -99,7 +99,10 @@ create table listing (
     primary key (workspace_id, id)
 );
 -- For the bar's filters, latest activity first. What follows an id is for pairs: compared without a look at the row.
-create index on listing (workspace_id, last_activity_at, id);
+-- Without one of these: what few rows have, and no other index is in order of, is compared there as well.
+create index on listing (
+    workspace_id, last_activity_at, id, transfers, reopenings, resolution_seconds, first_response_seconds, opened_by
+);
 create index on listing (workspace_id, status, last_activity_at, id) include (recorded_at); -- counted as of a moment
 create index on listing (workspace_id, channel, last_activity_at, id);
 create index on listing (workspace_id, sector_id, last_activity_at, id, agent_id);
@@ -115,8 +118,24 @@ create index on listing (workspace_id, sector_id, last_activity_at, id) where la
 create index on listing (workspace_id, agent_id, last_activity_at, id) where labels <> '{}';
 create index on listing (workspace_id, opened_at, id) where labels <> '{}';
 create index on listing (workspace_id, finalized_at, id) where labels <> '{}' and finalized_at is not null;
-create index on listing using gin (labels) where labels <> '{}';
-create index on listing using gin (agents) where agents <> '{}';
+-- By the place in the list, in which most have no more: so those of one label, or agent, stand in order.
+create index on listing (workspace_id, (labels[1]), last_activity_at, id) where labels[1] is not null;
+create index on listing (workspace_id, (labels[2]), last_activity_at, id) where labels[2] is not null;
+create index on listing (workspace_id, (labels[3]), last_activity_at, id) where labels[3] is not null;
+create index on listing using gin ((labels[4:])) where labels[4] is not null;
+create index on listing (workspace_id, (agents[1]), last_activity_at, id) where agents[1] is not null;
+create index on listing (workspace_id, (agents[2]), last_activity_at, id) where agents[2] is not null;
+create index on listing (workspace_id, (agents[3]), last_activity_at, id) where agents[3] is not null;
+create index on listing using gin ((agents[4:])) where agents[4] is not null;
+-- What PostgreSQL does not learn from indexes of some rows: how many have a label, or an agent, there.
+create statistics on (labels[1]) from listing;
+create statistics on (labels[2]) from listing;
+create statistics on (labels[3]) from listing;
+create statistics on (labels[4]) from listing;
+create statistics on (agents[1]) from listing;
+create statistics on (agents[2]) from listing;
+create statistics on (agents[3]) from listing;
+create statistics on (agents[4]) from listing;
 create index on listing using gin (attributes jsonb_path_ops);
 create index on listing using gin (contact_attributes jsonb_path_ops);
 create index on listing using gin (array_to_tsvector(words));

@@ -13,7 +13,7 @@ from uuid import UUID
 from domain.events import Status
 from domain.permissions import Caller, Permission
 from projections import past
-from projections.filter_sql import Asked, ago, sought, texts_in, where
+from projections.filter_sql import Asked, ago, parted, sought, texts_in, where
 from projections.filters import EVERYTHING, And, Condition, Filter, Operator
 from projections.listing import SHOWN_COLUMNS
 from projections.scopes import visible
@@ -103,11 +103,20 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
 
     These come first: a rebuild takes the tables in that order.
     """
-    found = where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of)
     ours = visible(caller)[0]
     if wanted.as_of is None:
         asked = Asked(caller, wanted.now or datetime.now(UTC), is_past=False)
-        return [_Source((", ".join(SHOWN_COLUMNS), []), ours, found, sought=sought(wanted.filter, asked))]
+        parts = [(wanted.filter, [])] if texts_in(wanted.filter) else parted(wanted.filter)
+        return [
+            _Source(
+                (", ".join(SHOWN_COLUMNS), []),
+                ours,
+                all_of([where(caller, filter_, wanted.permission, now=wanted.now), *besides]),
+                sought=sought(wanted.filter, asked),
+            )
+            for filter_, besides in parts
+        ]
+    found = where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of)
     # Where the present owner decides on what is shown, and not the one of then, it is decided here.
     sees = all_of(Asked(caller, wanted.as_of, is_past=True).reach(Permission.VIEW_CONTACT))
     seen = f"{sees[0]} as sees_contact"
@@ -150,13 +159,14 @@ def _ordered(sources: Sequence[_Source], wanted: Page, column: str | None) -> Sq
         if latest is not None and wanted.sort in _NO_LATER_THAN_ACTIVITY:
             conditions.append((f"{column} < %s", [latest]))
         if after is not None:
-            conditions.append((f"({column}, id) {beyond} (%s::{type_}, %s)", list(after)))
+            # First: of several bounds on a column PostgreSQL begins at the one that is named first.
+            conditions.insert(0, (f"({column}, id) {beyond} (%s::{type_}, %s)", list(after)))
         order = f"{column} {direction}, id {direction}"
     branches = []
     for source in sources:
         bound = [(f"{column} <= %s", [source.until])] if source.until and column and type_ == "timestamptz" else []
         columns = (f"{source.columns[0]}, {f'{column}::text' if column else 'null'} as sort_value", source.columns[1])
-        found = all_of([source.condition, *conditions, *bound])
+        found = all_of([*conditions, source.condition, *bound])
         if source.held_at and wanted.limit is not None and order == past.LATEST_FIRST:
             latest = _latest_activity(wanted.filter, source.held_at)
             begins = [source.workspace, *conditions, *bound, *([("last_activity_at < %s", [latest])] if latest else [])]

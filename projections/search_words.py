@@ -99,9 +99,15 @@ def asked(text: str, *, of_contact: bool = True, of_protocol: bool = True) -> Qu
 
 def asked_of_name(beginnings: Sequence[str], ending: str = "") -> Query:
     """The query for names with words that begin so, and with one that goes on like ``ending`` somewhere within."""
-    terms = [f"'{NAME}{word}':*" for word in beginnings]
+    begin = [f"'{NAME}{word}':*" for word in beginnings]
+    exact, pairs = " & ".join(begin), _pairs_of(beginnings)
     if len(ending) >= _BEGINNING:
-        terms.append(f"('{NAME}{ending}':* | '{ENDING}{ending}':*)")
-    exact = " & ".join(terms)
-    pairs = " & ".join(f"'{pair}'" for pair in _pairs(beginnings[:_MOST_PAIRED]))
+        exact = " & ".join((*begin, f"('{NAME}{ending}':* | '{ENDING}{ending}':*)"))
+        if also := _pairs_of([ending, *beginnings]):  # it begins a word, or is within one
+            pairs = f"{also} | ({pairs or ' & '.join(begin)} & '{ENDING}{ending}':*)"
     return Query(f"{pairs} | '{_UNPAIRED}'" if pairs else exact, exact)
+
+
+def _pairs_of(beginnings: Sequence[str]) -> str:
+    """The query for the pairs of words that begin so; nothing where there are none."""
+    return " & ".join(f"'{pair}'" for pair in _pairs(beginnings[:_MOST_PAIRED]))

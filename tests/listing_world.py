@@ -56,7 +56,8 @@ Row = dict[str, Any]
 START = datetime(2026, 1, 10, 12, tzinfo=UTC)
 NOW = datetime(2026, 1, 20, 9, 30, tzinfo=UTC)
 SECTORS = [UUID(int=0x100 + n) for n in range(3)]
-AGENTS = [UUID(int=0x200 + n) for n in range(2)]
+AGENTS = [UUID(int=0x200 + n) for n in range(5)]
+LABELS = ["vip", "troca", "vip-2", "atraso", "zelo"]
 CONTACTS = [UUID(int=0x300 + n) for n in range(4)]
 PEOPLE = [
     ContactDetails(
@@ -117,9 +118,11 @@ STEPS: list[Any] = [
     lambda: SendMessage(**some_message(), author=agent(0)),
     lambda: SendMessage(**some_message(), author=Actor(kind=ActorKind.BOT, id="ada")),
     lambda: AddNote(**some_message(), author=agent(1)),
-    *(partial(AddLabel, label=label) for label in ("vip", "troca", "vip-2")),
+    *(partial(AddLabel, label=label) for label in LABELS[:3]),
     *(partial(ChangePriority, priority=priority) for priority in Priority),
     *(partial(SetAttribute, key=key, value=value) for key in KEYS[:2] for value in VALUES),
+    *(partial(AddLabel, label=label) for label in LABELS[3:]),
+    *(partial(Transfer, sector_id=SECTORS[2], agent_id=agent_id, reason="x") for agent_id in AGENTS[2:]),
 ]
 
 
@@ -374,7 +377,7 @@ def replace_name(details: ContactDetails, name: str) -> ContactDetails:
 
 
 def everything() -> list[Story]:
-    """Each step in some conversation, after some others."""
+    """Each step in some conversation, after some others; and many labels and agents in some, by ever other turns."""
     told = []
     for number, step in enumerate(STEPS):
         before = [STEPS[(number * 7) % len(STEPS)], STEPS[14], STEPS[5 + number % 8], STEPS[(number * 3) % len(STEPS)]]
@@ -384,6 +387,12 @@ def everything() -> list[Story]:
         subject = (None, "Pedido não chegou", "troca")[number % 3]
         channel = ("whatsapp", "webchat")[number % 2]
         told.append(Story(number % len(PEOPLE), channel, sector, subject, protocol, steps))
+    for turn in range(len(AGENTS)):
+        given_to = (*AGENTS[turn:], *AGENTS[:turn])[: turn + 1]
+        moved = [partial(Transfer, sector_id=SECTORS[0], agent_id=agent_id, reason="x") for agent_id in given_to]
+        labelled = [partial(AddLabel, label=label) for label in LABELS[turn:]]
+        steps = [(60 + turn, step) for step in (*moved, *labelled)]
+        told.append(Story(turn % len(PEOPLE), "phone", SECTORS[0], None, "2026-000123", steps))
     return told
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from listing_world import (
     AGENTS,
+    LABELS,
     NOW,
     PAIRS,
     WHO,
@@ -144,6 +145,25 @@ def test_every_sort_both_ways_is_the_naive_order_on_pages_of_every_size(
         for limit in (1, 2, 7, len(fitting) - 1, len(fitting), 500):
             page = Page(FILTER.validate_python(wanted), sort, descending, limit=limit, now=NOW)
             assert world.walked(caller(workspace), page) == expected, (text, limit)
+
+
+@pytest.mark.parametrize("sort", [Sort.LAST_ACTIVITY, Sort.FINALIZED, Sort.WAITING, Sort.PRIORITY])
+@pytest.mark.parametrize(
+    ("field", "column", "values"), [("label", "labels", LABELS), ("ever_with_agent", "agents", AGENTS)]
+)
+def test_what_stands_at_any_place_of_a_list_is_found_once_and_in_order(
+    world: World, told: tuple[UUID, list[Row]], field: str, column: str, values: list[Any], sort: Sort
+) -> None:
+    workspace, rows = told
+    assert max(len(row[column]) for row in rows) > filter_sql.INDEXED_PLACES + 1
+    for value in values:
+        condition = {"field": field, "operator": "is", "value": str(value)}
+        for wanted in (condition, {"and": [{"field": "channel", "operator": "is", "value": "phone"}, condition]}):
+            fitting = naively(rows, wanted, Scope.ALL, Scope.ALL)
+            assert fitting
+            page = Page(FILTER.validate_python(wanted), sort, limit=2, now=NOW)
+            ordered = naive_listing.in_order(fitting, sort.value, NOW, descending=True)
+            assert world.walked(caller(workspace), page) == [row["id"] for row in ordered], wanted
 
 
 def test_a_count_goes_no_further_than_one_beyond_its_limit_unless_it_is_exact(
