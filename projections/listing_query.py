@@ -172,7 +172,7 @@ def _ordered(sources: Sequence[_Source], wanted: Page, column: str | None) -> Sq
             begins = [source.workspace, *conditions, *bound, *([("last_activity_at < %s", [latest])] if latest else [])]
             branches.append(past.latest_active(source.held_at, columns, found, all_of(begins), wanted.limit))
         else:
-            branches.append(_in_order(wanted, source, columns, found, order))
+            branches.append(_in_order(wanted, source, columns, all_of([*conditions, source.workspace]), found, order))
     if len(branches) == 1:
         return branches[0]
     every, values = union(branches)
@@ -220,7 +220,9 @@ def _by_wait(sources: Sequence[_Source], wanted: Page) -> Sql:
             ("waiting_seconds", [], over, f"waiting_seconds {direction}, id {direction}"),
         ):
             columns = (f"{source.columns[0]}, {value} as waited", [*source.columns[1], *given])
-            branches.append(_in_order(wanted, source, columns, all_of([source.condition, *conditions]), order))
+            begins = all_of([*conditions, source.workspace])
+            found = all_of([*conditions, source.condition])
+            branches.append(_in_order(wanted, source, columns, begins, found, order))
     every, values = union(branches)
     text = f"select *, waited::text as sort_value from {every} listing"
     return limited(f"{text} order by waited {direction}, id {direction}", values, wanted.limit)
@@ -228,14 +230,17 @@ def _by_wait(sources: Sequence[_Source], wanted: Page) -> Sql:
 
 FEW = 2_000
 """So many rows are sorted rather than met on the way through all rows in their order."""
+NEAR = 2_000
+"""So many rows are gone through before any is looked up, where many may be found."""
 
 
-def _in_order(wanted: Page, source: _Source, columns: Sql, found: Sql, order: str) -> Sql:
-    """``columns`` of the first rows that are ``found``.
+def _in_order(wanted: Page, source: _Source, columns: Sql, begins: Sql, found: Sql, order: str) -> Sql:
+    """``columns`` of the first rows that are ``found``, from where ``begins`` says.
 
     Where text is looked up, PostgreSQL cannot tell how many rows have it, and either plan is a hundred times the other:
     what it finds is sorted if it is few rows, which is looked at first; else the rows are gone through in their order.
-    What a telling text finds is compared with the rest, which has indexes that hold far more rows than the text.
+    What a telling text finds is compared with the rest, which has indexes that hold far more rows than the text. Any
+    other may be in so many rows that to look them up takes longer than to meet a page of them, which is tried before.
     """
     if source.held_at:
         return past.in_order(source.held_at, columns, found, order, wanted.limit)
@@ -249,7 +254,17 @@ def _in_order(wanted: Page, source: _Source, columns: Sql, found: Sql, order: st
         f" (select {columns[0]} from found where (select is_so from few) order by {order} limit %s)"
         f" union all ({walk} and not (select is_so from few) order by {order} limit %s)"
     )
-    return text, [*tried[1], *columns[1], wanted.limit, *columns[1], *found[1], wanted.limit]
+    values = [*tried[1], *columns[1], wanted.limit, *columns[1], *found[1], wanted.limit]
+    if source.sought is not None:
+        return text, values
+    near = f"select * from listing where {begins[0]} order by {order} limit {NEAR}"
+    text = (
+        f"with near as materialized (select * from ({near}) listing where {found[0]} order by {order} limit %s),"
+        " enough as materialized (select count(*) >= %s as is_so from near)"
+        f" (select {columns[0]} from near where (select is_so from enough) order by {order})"
+        f" union all (select * from ({text}) _ where not (select is_so from enough))"
+    )
+    return text, [*begins[1], *found[1], wanted.limit, wanted.limit, *columns[1], *values]
 
 
 def one(caller: Caller, id_: UUID) -> Sql:

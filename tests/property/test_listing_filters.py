@@ -133,10 +133,19 @@ SHORT, TELLING = "inc", "2026-000123"
 
 @pytest.mark.parametrize("sort", Sort)
 @pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize(("near", "few"), [(2_000, 2_000), (1, 2_000), (5, 1)])
 def test_every_sort_both_ways_is_the_naive_order_on_pages_of_every_size(
-    world: World, told: tuple[UUID, list[Row]], sort: Sort, descending: bool
+    world: World,
+    told: tuple[UUID, list[Row]],
+    monkeypatch: pytest.MonkeyPatch,
+    sort: Sort,
+    descending: bool,
+    near: int,
+    few: int,
 ) -> None:
     workspace, rows = told
+    monkeypatch.setattr(listing_query, "NEAR", near)
+    monkeypatch.setattr(listing_query, "FEW", few)
     for text in ("", SHORT, TELLING):
         wanted = {"field": "text", "operator": "contains", "value": text} if text else {"and": []}
         fitting = naively(rows, wanted, Scope.ALL, Scope.ALL)
