@@ -171,7 +171,7 @@ def test_killed_brokers_lose_and_shuffle_nothing(place: Place, database: str, tm
 
 # Canaries: publishers without a guard, by the same faults and the same look. The same ones on the one schedule on which
 # they must fail are in `tests/integration/test_kafka_one_publisher.py`, and run always; those without the guards before
-# the client's three holes in `test_kafka_publisher.py` beside it, where the only broker goes.
+# the client's three holes in `test_kafka_publisher_dies.py` beside it, where the only broker goes.
 
 
 class PositionApart(Publisher):
