@@ -74,6 +74,11 @@ def test_the_listing_tells_each_conversations_status_and_how_many_there_are(
     expect(rows(page)).to_have_count(1)
     expect(row(page, done)).to_contain_text("Pronta")
     expect(page).to_have_url(re.compile(f"status=finalized&channel={channel}"))
+    page.locator("#q").press_sequentially("ninguém", delay=5)
+    expect(page.locator(".none")).to_be_visible()
+    page.go_back()
+    expect(row(page, done)).to_contain_text("Pronta")
+    expect(page.locator("#q")).to_have_value("")
     page.go_back()
     expect(rows(page)).to_have_count(2)
     assert len(page.content().encode()) < 200_000
@@ -116,6 +121,8 @@ def test_bad_input_is_told_beside_its_field_and_stays_as_typed(visit: Any, langu
     expect(page.locator("#q")).to_have_value("fica")
     assert page.locator("#mistake-opened_from").count() == 1
     guest.check()
+    page = guest.go("/history?occurred_from=ontem")
+    expect(page.locator("#occurred_from")).to_have_value("ontem")
 
 
 def test_what_another_client_does_shows_up_in_its_place_without_moving_what_one_is_at(

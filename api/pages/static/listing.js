@@ -12,6 +12,7 @@ const bar = document.getElementById("bar");
 let showing, refreshing; // requests under way: for another state, for the rows of the present one
 let unsaid; // what could not be asked, because the server was gone
 let stream, due, typing;
+let typed = false; // the address has been changed by typing: what follows is no further step back
 let resting = true; // nobody sees it: no stream
 document.documentElement.classList.add("scripted");
 
@@ -33,6 +34,7 @@ async function ask(address, { signal }, headers = {}) {
 async function show(address, how = "pushState") {
   showing?.abort();
   refreshing?.abort();
+  typed = false;
   const mine = (showing = new AbortController());
   const asked = await ask(address, mine);
   if (showing !== mine) return;
@@ -46,6 +48,7 @@ async function show(address, how = "pushState") {
     const [old, fresh] = [document.getElementById(id), page.getElementById(id)];
     if (old && fresh) morph(old, fresh);
   }
+  if (!how) bar.elements.q.value = page.getElementById("q").value; // where one goes back, also from what is being typed
   follow();
   count();
   if (due) soon(0);
@@ -147,7 +150,10 @@ bar.addEventListener("change", (event) => event.target.type !== "search" && show
 bar.addEventListener("input", (event) => {
   if (event.target.type !== "search") return;
   clearTimeout(typing);
-  typing = setTimeout(() => show(address(bar), "replaceState"), TYPING_MS);
+  typing = setTimeout(() => {
+    show(address(bar), typed ? "replaceState" : "pushState");
+    typed = true;
+  }, TYPING_MS);
 });
 document.getElementById("columns").addEventListener("submit", (event) => {
   event.preventDefault();
