@@ -4,6 +4,7 @@ Invariant: after the swap the tables are the fold of the log up to the position 
 that is killed changes nothing.
 """
 
+import re
 from collections.abc import Callable
 
 import psycopg
@@ -84,7 +85,7 @@ def _apply(connection: psycopg.Connection, model: ReadModel, events: list[Record
 def _statements(ddl: str) -> tuple[str, str]:
     """The statements that create tables, and those that create indexes: these come last, over the full table."""
     statements = [statement.strip() for statement in ddl.split(";\n") if statement.strip()]
-    indexes = [statement for statement in statements if statement.startswith("create index")]
+    indexes = [statement for statement in statements if re.search("^create index", statement, re.MULTILINE)]
     return ";\n".join(s for s in statements if s not in indexes), ";\n".join(indexes)
 
 

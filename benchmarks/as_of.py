@@ -18,7 +18,7 @@ from adapters.postgres import connect
 from benchmarks.listing import ADVANCED, BAR, PAGE, _Reader, _seconds, _sort
 from benchmarks.many_conversations import drop_indexes, fill, grow
 from benchmarks.measuring import Bench, table
-from projections import past
+from projections import past, past_query
 from projections.filters import FILTER
 from projections.listing import Listing
 from projections.listing_query import Page, counts, pages
@@ -75,7 +75,8 @@ def _copy_versions(conninfo: str) -> None:
             f" select copies.id, {', '.join(columns)}, {shifted}, ((extract(epoch from b)::bigint >> l) | 1) << l"
             " from copies join versions on versions.id = original,"
             " lateral (select date_trunc('second', recorded_at + later) as a,"
-            f" date_trunc('second', until + later) as b) ends, lateral (select {level} as l) levels".encode()
+            f" date_trunc('second', until + later) as b) ends, lateral (select {level} as l) levels"
+            " order by until + later".encode()
         )
         connection.execute(b"truncate copies")
         for statement in indexes:
@@ -99,7 +100,7 @@ def _measure(reader: _Reader, size: int, rounds: int) -> None:
             times["then"].append(_seconds(reader, pages(reader.caller, replace(page, as_of=as_of))[0]))
             times["counts now"].append(_seconds(reader, counts(reader.caller, wanted)))
             times["counts then"].append(_seconds(reader, counts(reader.caller, wanted, as_of=as_of)))
-        text, values = past.held_at(as_of)
+        text, values = past_query.held_at(as_of)
         held.append(reader.fetch((f"select count(*) as n from {text} listing", values))[0]["n"])
         rows.append((name, *_row(times["now"], times["then"]), *_row(times["counts now"], times["counts then"])))
     told = f"{size:,} conversations with {past_['n']:,} versions, of which {median(held):,.0f} held then"

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
 from domain.events import Status
 from domain.permissions import Caller, Permission
-from projections import past
-from projections.filter_sql import Asked, ago, parted, sought, texts_in, where
+from projections import past_query
+from projections.filter_sql import Asked, ago, compiled, parted, sought, texts_in, where
 from projections.filters import EVERYTHING, And, Condition, Filter, Operator
+from projections.filters import all_of as both
 from projections.listing import SHOWN_COLUMNS
 from projections.scopes import visible
 from projections.sql import Sql, all_of, limited, union
@@ -46,6 +47,8 @@ NUMERIC = {Sort.WAITING, Sort.FIRST_RESPONSE, Sort.RESOLUTION}
 _NO_LATER_THAN_ACTIVITY = {
     *(Sort.OPENED, Sort.FINALIZED, Sort.EPISODE_STARTED, Sort.WAITING_SINCE, Sort.UNANSWERED_SINCE),
 }
+_PERIODS = {Sort.LAST_ACTIVITY: "last_activity", Sort.OPENED: "opened", Sort.FINALIZED: "finalized"}
+"""Fields that filter by what is sorted by."""
 NULLABLE = {Sort.FINALIZED, Sort.WAITING_SINCE, Sort.UNANSWERED_SINCE, Sort.FIRST_RESPONSE, Sort.RESOLUTION}
 
 
@@ -87,6 +90,7 @@ def pages(caller: Caller, wanted: Page) -> list[Sql]:
 class _Source:
     """A table to find rows in, called ``listing``."""
 
+    caller: Caller
     columns: Sql
     workspace: Sql
     condition: Sql
@@ -106,40 +110,32 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     ours = visible(caller)[0]
     if wanted.as_of is None:
         asked = Asked(caller, wanted.now or datetime.now(UTC), is_past=False)
-        parts = [(wanted.filter, [])] if texts_in(wanted.filter) else parted(wanted.filter)
         return [
-            _Source(
-                (", ".join(SHOWN_COLUMNS), []),
-                ours,
-                all_of([where(caller, filter_, wanted.permission, now=wanted.now), *besides]),
-                sought=sought(wanted.filter, asked),
-            )
-            for filter_, besides in parts
+            _Source(caller, (", ".join(SHOWN_COLUMNS), []), ours, part, sought=sought(wanted.filter, asked))
+            for part in _parts(caller, wanted.filter, wanted.permission, now=wanted.now)
         ]
     found = where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of)
     # Where the present owner decides on what is shown, and not the one of then, it is decided here.
     sees = all_of(Asked(caller, wanted.as_of, is_past=True).reach(Permission.VIEW_CONTACT))
-    seen = f"{sees[0]} as sees_contact"
-    then = (", ".join((*map(_then, SHOWN_COLUMNS), seen)), sees[1])
-    now = (", ".join((*SHOWN_COLUMNS, seen)), sees[1])
+    columns = (", ".join((*SHOWN_COLUMNS, f"{sees[0]} as sees_contact")), sees[1])
+    unchanged = all_of([past_query.unchanged(wanted.as_of), found])
     return [
-        _Source(then, ours, found, wanted.as_of, held_at=wanted.as_of),
-        _Source(now, ours, all_of([_unchanged(wanted.as_of), found]), wanted.as_of),
+        _Source(caller, columns, ours, found, wanted.as_of, held_at=wanted.as_of),
+        _Source(caller, columns, ours, unchanged, wanted.as_of),
     ]
 
 
-def _unchanged(as_of: datetime) -> Sql:
-    """The condition on the listing for rows that held then."""
-    # The second half says nothing new: nothing is recorded before it happened. An index begins there, not at its end.
-    return "recorded_at <= %s and last_activity_at <= %s", [as_of, as_of]
-
-
-def _then(column: str) -> str:
-    """``column`` of a version of the past; of what it does not hold, that of now."""
-    if column in past.COLUMNS:
-        return column
-    now = "from listing now where now.workspace_id = listing.workspace_id and now.id = listing.id"
-    return f"(select now.{column} {now}) as {column}"
+def _parts(
+    caller: Caller,
+    wanted: Filter,
+    permission: Permission,
+    *,
+    now: datetime | None = None,
+    as_of: datetime | None = None,
+) -> list[Sql]:
+    """The condition on rows of the listing in parts that share no row, each with an index of its own."""
+    parts = [(wanted, list[Sql]())] if texts_in(wanted) else parted(wanted)
+    return [all_of([where(caller, part, permission, now=now, as_of=as_of), *besides]) for part, besides in parts]
 
 
 def _ordered(sources: Sequence[_Source], wanted: Page, column: str | None) -> Sql:
@@ -162,21 +158,63 @@ def _ordered(sources: Sequence[_Source], wanted: Page, column: str | None) -> Sq
             # First: of several bounds on a column PostgreSQL begins at the one that is named first.
             conditions.insert(0, (f"({column}, id) {beyond} (%s::{type_}, %s)", list(after)))
         order = f"{column} {direction}, id {direction}"
+    if wanted.as_of is not None and wanted.limit is not None and column:
+        return _as_of(sources[0], wanted, column, conditions)
     branches = []
     for source in sources:
         bound = [(f"{column} <= %s", [source.until])] if source.until and column and type_ == "timestamptz" else []
-        columns = (f"{source.columns[0]}, {f'{column}::text' if column else 'null'} as sort_value", source.columns[1])
+        columns = _with_sort_value(source, column)
         found = all_of([*conditions, source.condition, *bound])
-        if source.held_at and wanted.limit is not None and order == past.LATEST_FIRST:
-            latest = _latest_activity(wanted.filter, source.held_at)
-            begins = [source.workspace, *conditions, *bound, *([("last_activity_at < %s", [latest])] if latest else [])]
-            branches.append(past.latest_active(source.held_at, columns, found, all_of(begins), wanted.limit))
-        else:
-            branches.append(_in_order(wanted, source, columns, all_of([*conditions, source.workspace]), found, order))
+        branches.append(_in_order(wanted, source, columns, all_of([*conditions, source.workspace]), found, order))
     if len(branches) == 1:
         return branches[0]
     every, values = union(branches)
     return limited(f"select * from {every} listing order by {order}", values, wanted.limit)
+
+
+def _with_sort_value(source: _Source, column: str | None) -> Sql:
+    text, values = source.columns
+    return f"{text}, {f'{column}::text' if column else 'null'} as sort_value", values
+
+
+def _as_of(versions: _Source, wanted: Page, column: str, conditions: Sequence[Sql]) -> Sql:
+    """The page of a past moment in the order of ``column``, of what meets ``conditions`` besides."""
+    moment = cast("datetime", wanted.as_of)
+    bound = [(f"{column} <= %s", [moment])] if wanted.sort not in _TYPES else []
+    looked = _looked(versions.caller, wanted.filter, wanted.permission, moment, [*conditions, *bound])
+    asked = Asked(versions.caller, moment, is_past=True)
+    theirs = [
+        compiled(each, asked)
+        for each in past_query.conjuncts(wanted.filter)
+        if isinstance(each, Condition) and each.field == _PERIODS.get(wanted.sort)
+    ]
+    begins = all_of([*conditions, *theirs, *bound, versions.workspace])
+    columns = _with_sort_value(versions, column)
+    return past_query.page(
+        looked, past_query.Part(columns, column, wanted.descending, begins, cast("int", wanted.limit))
+    )
+
+
+def _looked(
+    caller: Caller, wanted: Filter, permission: Permission, moment: datetime, conditions: Sequence[Sql] = ()
+) -> past_query.Looked:
+    """What of the past ``wanted`` looks for."""
+    every = past_query.conjuncts(wanted)
+    texts = [each for each in every if isinstance(each, Condition) and texts_in(each)]
+    asked = Asked(caller, moment, is_past=False)
+    rest = where(caller, both(each for each in every if each not in texts), permission, as_of=moment)
+    found = all_of([*conditions, where(caller, wanted, permission, as_of=moment)])
+    parts = [all_of([*conditions, each]) for each in _parts(caller, wanted, permission, as_of=moment)]
+    is_parted = any(isinstance(each, Condition) and each.field == "ever_with_agent" for each in every)
+    return past_query.Looked(
+        moment,
+        found,
+        parts,
+        parts if is_parted else [found],
+        all_of([visible(caller)[0], *(compiled(each, asked) for each in texts)]) if texts else None,
+        all_of([*conditions, rest]),
+        any(map(past_query.is_narrow, every)),
+    )
 
 
 def _latest_activity(wanted: Filter, now: datetime) -> datetime | None:
@@ -243,7 +281,7 @@ def _in_order(wanted: Page, source: _Source, columns: Sql, begins: Sql, found: S
     other may be in so many rows that to look them up takes longer than to meet a page of them, which is tried before.
     """
     if source.held_at:
-        return past.in_order(source.held_at, columns, found, order, wanted.limit)
+        return past_query.in_order(source.held_at, columns, found, order, wanted.limit)
     walk = f"select {columns[0]} from listing where {found[0]}"
     if wanted.limit is None or wanted.as_of is not None or not texts_in(wanted.filter):
         return limited(f"{walk} order by {order}", [*columns[1], *found[1]], wanted.limit)
@@ -287,21 +325,13 @@ def counts(
     as_of: datetime | None = None,
 ) -> Sql:
     """The statement for how many rows fit in each status; unless ``exact`` up to one more than `COUNTED_TO`."""
-    text, values = where(caller, wanted, now=now, as_of=as_of)
-    if as_of is None:
-        return _counted(f"listing where {text}", values, exact=exact)
-    (versions, moment), (unchanged, since) = past.held_at(as_of), _unchanged(as_of)
-    then = _counted(f"{versions} listing where {text}", [*moment, *values], exact=exact)
-    now_ = _counted(f"listing where {unchanged} and {text}", [*since, *values], exact=exact)
-    both, given = union([then, now_])
-    return f"select status, sum(count)::bigint as count from ({both}) listing group by status", given
-
-
-def _counted(rows: str, values: list[Any], *, exact: bool) -> Sql:
-    """How many of ``rows`` there are in each status."""
+    if as_of is not None:
+        looked = _looked(caller, wanted, Permission.VIEW, as_of)
+        return past_query.counts(looked, up_to=None if exact else COUNTED_TO + 1)
+    text, values = where(caller, wanted, now=now)
     if exact:
-        return f"select status, count(*) as count from {rows} group by status", values
-    each = f"select %s as status, count(*) as count from (select from {rows} and status = %s limit %s) _"
+        return f"select status, count(*) as count from listing where {text} group by status", values
+    each = f"select %s as status, count(*) as count from (select from listing where {text} and status = %s limit %s) _"
     statements = [each] * len(Status)
     found = [value for status in Status for value in (status.value, *values, status.value, COUNTED_TO + 1)]
     return " union all ".join(statements), found

@@ -6,8 +6,7 @@ among its columns: it is read from the conversation's row of now, so that there 
 The versions that held at a moment are found by the fork node of a relational interval tree (Kriegel et al., VLDB 2000):
 a number that an interval has once and for all, and of which the intervals that hold a moment can have few. Tens of
 thousands hold at once, so what is mostly filtered and sorted by stands in that index: it alone says which ones are
-wanted, and only those are looked at. Without a filter, where more held, the first ones in the order of latest activity
-are met by the other index sooner.
+wanted, and only those are looked at. `projections.past_query` knows the shorter ways.
 
 Invariant: a version is never changed; those of a conversation and its row in the listing follow each other without a
 gap, so that at any moment exactly one of them holds.
@@ -19,8 +18,6 @@ from operator import attrgetter
 from typing import Any
 
 import psycopg
-
-from projections.sql import Sql
 
 DDL = """
 create table past (
@@ -67,11 +64,28 @@ create table past (
     position               bigint           not null
 );
 create index on past (workspace_id, node, status, until, recorded_at)
-    include (id, channel, sector_id, agent_id, priority, opened_at, last_activity_at, finalized_at);
--- What few have, of which too much may be said to stand in an index.
+    include (id, opened_at, last_activity_at, finalized_at, channel, sector_id, agent_id, priority, unread,
+             waiting_from, waiting_seconds, resolution_seconds);
+-- What few have is found by itself. Nothing stands in an index that may be longer than one takes, as labels may.
+create index on past (workspace_id, agent_id, node, until, recorded_at) where agent_id is not null;
+create index on past (workspace_id, (agents[1]), node, until, recorded_at) where agents[1] is not null;
+create index on past (workspace_id, (agents[2]), node, until, recorded_at) where agents[2] is not null;
+create index on past (workspace_id, (agents[3]), node, until, recorded_at) where agents[3] is not null;
+create index on past (workspace_id, node, until, recorded_at) where agents[4] is not null;
+create index on past (workspace_id, finalized_by, node, until, recorded_at) where finalized_by is not null;
+create index on past (workspace_id, node, until, recorded_at) include (id, opened_at, last_activity_at, finalized_from)
+    where finalized_from <> 'inbox';
+create index on past (workspace_id, node, until, recorded_at) include (id, opened_at, last_activity_at, priority)
+    where priority > 1;
+create index on past (workspace_id, node, until, recorded_at) include (id, opened_at, last_activity_at)
+    where unanswered_since is not null;
+create index on past (workspace_id, node, until, recorded_at) include (id, opened_at, last_activity_at, reopenings)
+    where reopenings > 0;
 create index on past (workspace_id, node, until, recorded_at) where labels <> '{}';
-create index on past (workspace_id, node, until, recorded_at) where unanswered_since is not null;
-create index on past (workspace_id, last_activity_at, id);
+-- For pages, in their order; the first one also leads from a conversation to its versions.
+create index on past (workspace_id, opened_at, id, until, recorded_at);
+create index on past (workspace_id, last_activity_at, id, until, recorded_at);
+create index on past (workspace_id, finalized_at, id, until, recorded_at) where finalized_at is not null;
 """
 
 _SCALARS = (
@@ -127,68 +141,7 @@ def fork(since: datetime, until: datetime) -> int:
     return ((end >> level) | 1) << level
 
 
-def held_at(moment: datetime) -> Sql:
-    """As a table: the versions that held at ``moment``. Where an index has all that is asked, no row is looked at.
-
-    They are at the nodes on the way down to it: at those before it they last beyond it, at those after it they began
-    before it. Each part of that follows the index.
-    """
-    part = "select * from past where node = any(%s::bigint[]) and recorded_at <= %s and until > %s"
-    return f"({part} union all {part})", [value for nodes in _way(moment) for value in (nodes, moment, moment)]
-
-
-_KEY = "workspace_id, node, status, until, recorded_at, id"
-"""Columns of the first index by which a version is found again."""
-LATEST_FIRST = "last_activity_at desc, id desc"
-_NEAR = 300
-"""So many versions are passed on the way to those that held."""
-
-
-def in_order(moment: datetime, columns: Sql, found: Sql, order: str, limit: int | None) -> Sql:
-    """``columns`` of the first versions that held at ``moment`` and are ``found``, in ``order``.
-
-    They are looked for among those that held, never among all that there are.
-    """
-    if limit is None:
-        held, values = held_at(moment)
-        text = f"select {columns[0]} from {held} listing where {found[0]} order by {order}"
-        return text, [*columns[1], *values, *found[1]]
-    first, values = _held(moment, found)
-    return f"with first as materialized ({first} order by {order} limit %s) {_rows(columns[0])} order by {order}", [
-        *(*values, limit),
-        *columns[1],
-    ]
-
-
-def latest_active(moment: datetime, columns: Sql, found: Sql, begins: Sql, limit: int) -> Sql:
-    """As `in_order`, in that of latest activity, from where ``begins`` says: mostly a page is met at once there."""
-    first, values = _held(moment, found)
-    near = f"select * from past where {begins[0]} order by {LATEST_FIRST} limit {_NEAR}"
-    text = (
-        f"with near as materialized (select {_KEY} from ({near}) listing"
-        f" where recorded_at <= %s and until > %s and {found[0]} order by {LATEST_FIRST} limit %s),"
-        " enough as materialized (select count(*) >= %s as is_so from near),"
-        " first as materialized (select * from near where (select is_so from enough) union all"
-        f" ({first} and not (select is_so from enough) order by {LATEST_FIRST} limit %s))"
-        f" {_rows(columns[0])} order by {LATEST_FIRST}"
-    )
-    return text, [*begins[1], moment, moment, *found[1], limit, limit, *values, limit, *columns[1]]
-
-
-def _held(moment: datetime, found: Sql) -> Sql:
-    """The keys of all that held and are ``found``."""
-    held, values = held_at(moment)
-    # With an offset, or PostgreSQL, which cannot tell how many are found, might look for them among all versions.
-    theirs = f"select * from {held} listing where {found[0]} offset 0"
-    return f"select {_KEY} from ({theirs}) listing where true", [*values, *found[1]]
-
-
-def _rows(columns: str) -> str:
-    return f"select {columns} from first join past listing using ({_KEY})"
-
-
-def _way(moment: datetime) -> tuple[list[int], list[int]]:
-    """The nodes on the way down to ``moment``: those before it, and those after it."""
+def nodes_of(moment: datetime) -> list[int]:
+    """The nodes of all periods that hold ``moment``: those on the way down to it."""
     second = int(moment.timestamp())
-    way = [((second >> level) | 1) << level for level in range(LEVELS)]
-    return [node for node in way if node <= second], [node for node in way if node > second]
+    return sorted(((second >> level) | 1) << level for level in range(LEVELS))

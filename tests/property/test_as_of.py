@@ -45,7 +45,7 @@ from adapters.event_log import EventLog
 from domain.commands import RegisterContact
 from domain.envelope import StreamType
 from domain.permissions import Caller, Permission, Scope
-from projections import past
+from projections import past, past_query
 from projections.filters import FILTER
 from projections.listing import Listing
 from projections.listing_query import Page, Sort, counts, pages
@@ -185,19 +185,27 @@ def expected(whole: Past, moment: datetime, wanted: dict[str, Any], *scopes: Sco
 
 
 def check(whole: Past, chance: random.Random) -> int:
-    """Compare at one moment: rows and order for one filter, counts, and all rows as they are shown."""
+    """Compare at one moment: rows and order for one filter, and counts; by whichever way leads to them."""
     moment, wanted = some_moment(whole, chance), some_filter(chance)
     scopes = (*chance.choice(WHO), chance.choice((Scope.ALL, Scope.ALL, Scope.SECTOR)))
-    who, filter_ = auditor(whole, *scopes), FILTER.validate_python(wanted)
-    sort, descending = chance.choice(list(Sort)), chance.random() < 0.5
-    rows = expected(whole, moment, wanted, *scopes)
-    ordered = [row["id"] for row in naive_listing.in_order(rows, sort.value, moment, descending=descending)]
-    page = Page(filter_, sort, descending, limit=chance.choice((1, 3, 50)), as_of=moment)
-    assert whole.world.walked(who, page) == ordered, (moment, wanted, sort, descending, scopes)
-    check_counts(whole, who, wanted, moment, rows)
-    all_ = {"and": []}  # which an index alone answers
-    check_counts(whole, who, all_, moment, expected(whole, moment, all_, *scopes))
+    who, rows = auditor(whole, *scopes), expected(whole, moment, wanted, *scopes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(past_query, "PASSED", chance.choice((0, 3, 5_000)))
+        patch.setattr(past_query, "FEW", chance.choice((0, 2_000)))
+        check_pages(whole, who, wanted, moment, rows, chance)
+        check_counts(whole, who, wanted, moment, rows)
+        all_ = {"and": []}  # which an index alone answers
+        check_counts(whole, who, all_, moment, expected(whole, moment, all_, *scopes))
     return len(rows)
+
+
+def check_pages(
+    whole: Past, who: Caller, wanted: Any, moment: datetime, rows: list[Any], chance: random.Random
+) -> None:
+    sort, descending = chance.choice(list(Sort)), chance.random() < 0.5
+    ordered = [row["id"] for row in naive_listing.in_order(rows, sort.value, moment, descending=descending)]
+    page = Page(FILTER.validate_python(wanted), sort, descending, limit=chance.choice((1, 3, 50)), as_of=moment)
+    assert whole.world.walked(who, page) == ordered, (moment, wanted, sort, descending, who)
 
 
 def check_counts(whole: Past, who: Caller, wanted: Any, moment: datetime, rows: list[Any]) -> None:
@@ -282,22 +290,44 @@ def test_the_nodes_of_a_moment_find_all_periods_that_hold_it(seed: int) -> None:
         )
         node = past.fork(since, until)
         for moment in (since, until - timedelta(microseconds=1), since + chance.random() * (until - since)):
-            _, (before, _, _, after, *_) = past.held_at(moment)
-            assert node in before or node in after
-            second = int(moment.timestamp())
-            assert node <= second if node in before else node > second
+            assert node in past.nodes_of(moment)
 
 
 def test_canary_versions_left_out_at_one_edge_are_noticed(whole: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ends at a moment does not hold at it: in pages, and in counts."""
-    held_at = past.held_at
+    holding = past_query.holding
 
     def wrong(moment: datetime) -> tuple[str, list[Any]]:
-        text, values = held_at(moment)
+        text, values = holding(moment)
         return text.replace("until > %s", "until >= %s"), values
 
-    monkeypatch.setattr(past, "held_at", wrong)
+    monkeypatch.setattr(past_query, "holding", wrong)
     chance = random.Random(7)
     with pytest.raises(AssertionError):  # noqa: PT012  # one of many
         for _ in range(MOMENTS):
             check(whole, chance)
+
+
+@pytest.mark.parametrize(
+    ("told", "wrongly"),
+    [
+        ("not exists (select from passed) or", "true or"),  # what was passed is taken for all there is
+        ("having count(*) >= %s", "having count(*) >= least(%s, 1)"),  # the last of a part of a page ends it
+    ],
+)
+def test_canary_a_page_that_ends_too_early_is_noticed(
+    whole: Past, monkeypatch: pytest.MonkeyPatch, told: str, wrongly: str
+) -> None:
+    page = past_query.page
+
+    def wrong(looked: past_query.Looked, part: past_query.Part) -> tuple[str, list[Any]]:
+        text, values = page(looked, part)
+        return text.replace(told, wrongly), values
+
+    monkeypatch.setattr(past_query, "page", wrong)
+    monkeypatch.setattr(past_query, "PASSED", 0)
+    chance, who, all_ = random.Random(7), auditor(whole, *[Scope.ALL] * 3), {"and": list[Any]()}
+    with pytest.raises(AssertionError):  # noqa: PT012  # one of many
+        for _ in range(MOMENTS):
+            moment = some_moment(whole, chance)
+            check_pages(whole, who, all_, moment, expected(whole, moment, all_, *[Scope.ALL] * 3), chance)
