@@ -421,12 +421,12 @@ def sought(wanted: Filter, asked: Asked) -> Sql | None:
 
 
 def texts_in(wanted: Filter) -> list[Filter]:
-    """What of ``wanted`` is found by a text that is not among the shortest: what holds where all of them do."""
+    """What of ``wanted`` is found by a text: what holds where all of them do."""
     match wanted:
         case Condition(field=field, operator=operator, value=value):
             is_sought = field == "text" and operator is Operator.CONTAINS
             is_looked_up = is_sought or bool(_words_in(field, operator, value))
-            return [wanted] if is_looked_up and len(joined(value)) >= _SOUGHT_LENGTH else []
+            return [wanted] if is_looked_up and joined(value) else []
         case And(filters=filters):
             return [each for one in filters for each in texts_in(one)]
         case Or(filters=filters):
@@ -437,7 +437,13 @@ def texts_in(wanted: Filter) -> list[Filter]:
             assert_never(wanted)
 
 
-_SOUGHT_LENGTH = 3
+def is_common(wanted: Filter) -> bool:
+    """Whether many rows may well have the texts in ``wanted``: words of a name, or digits but few."""
+    found = [joined(each.value) if isinstance(each, Condition) else "" for each in texts_in(wanted)]
+    return all(len(text) <= _FEW_DIGITS or text.isalpha() for text in found)
+
+
+_FEW_DIGITS = 3
 
 
 def _is_telling(wanted: Filter) -> bool:

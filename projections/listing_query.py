@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from domain.events import Status
 from domain.permissions import Caller, Permission
 from projections import past_query
-from projections.filter_sql import Asked, ago, compiled, parted, sought, texts_in, where
+from projections.filter_sql import Asked, ago, compiled, is_common, parted, sought, texts_in, where
 from projections.filters import EVERYTHING, And, Condition, Filter, Operator
 from projections.filters import all_of as both
 from projections.listing import SHOWN_COLUMNS
@@ -100,6 +100,8 @@ class _Source:
     """The moment of the versions of the past among which the rows are; None: they are in the listing."""
     sought: Sql | None = None
     """What finds few rows by a telling text; None: nothing does."""
+    is_common: bool = False
+    """Whether many may well have the text that is looked for."""
 
 
 def _sources(caller: Caller, wanted: Page) -> list[_Source]:
@@ -110,8 +112,9 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     ours = visible(caller)[0]
     if wanted.as_of is None:
         asked = Asked(caller, wanted.now or datetime.now(UTC), is_past=False)
+        every, few = (", ".join(SHOWN_COLUMNS), list[Any]()), sought(wanted.filter, asked)
         return [
-            _Source(caller, (", ".join(SHOWN_COLUMNS), []), ours, part, sought=sought(wanted.filter, asked))
+            _Source(caller, every, ours, part, sought=few, is_common=is_common(wanted.filter))
             for part in _parts(caller, wanted.filter, wanted.permission, now=wanted.now)
         ]
     found = where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of)
@@ -195,12 +198,16 @@ def _as_of(versions: _Source, wanted: Page, column: str, conditions: Sequence[Sq
     )
 
 
+_SHORTEST = 2
+
+
 def _looked(
     caller: Caller, wanted: Filter, permission: Permission, moment: datetime, conditions: Sequence[Sql] = ()
 ) -> past_query.Looked:
     """What of the past ``wanted`` looks for."""
     every = past_query.conjuncts(wanted)
-    texts = [each for each in every if isinstance(each, Condition) and texts_in(each)]
+    # The shortest are in so many rows that to look them up takes longer than to look through all that held.
+    texts = [each for each in every if isinstance(each, Condition) and texts_in(each) and len(each.value) > _SHORTEST]
     asked = Asked(caller, moment, is_past=False)
     rest = where(caller, both(each for each in every if each not in texts), permission, as_of=moment)
     found = all_of([*conditions, where(caller, wanted, permission, as_of=moment)])
@@ -266,43 +273,77 @@ def _by_wait(sources: Sequence[_Source], wanted: Page) -> Sql:
     return limited(f"{text} order by waited {direction}, id {direction}", values, wanted.limit)
 
 
-FEW = 2_000
-"""So many rows are sorted rather than met on the way through all rows in their order."""
+FEW, SEVERAL = 300, 5_000
+"""So many rows that a word finds are sorted: at once; where a page of them was not met nearby."""
+FEW_TOLD = 2_000
+"""So many that a telling text finds are."""
 NEAR = 2_000
-"""So many rows are gone through before any is looked up, where many may be found."""
+"""So many rows are gone through to meet a page of what more have."""
 
 
 def _in_order(wanted: Page, source: _Source, columns: Sql, begins: Sql, found: Sql, order: str) -> Sql:
-    """``columns`` of the first rows that are ``found``, from where ``begins`` says.
-
-    Where text is looked up, PostgreSQL cannot tell how many rows have it, and either plan is a hundred times the other:
-    what it finds is sorted if it is few rows, which is looked at first; else the rows are gone through in their order.
-    What a telling text finds is compared with the rest, which has indexes that hold far more rows than the text. Any
-    other may be in so many rows that to look them up takes longer than to meet a page of them, which is tried before.
-    """
+    """``columns`` of the first rows that are ``found``, from where ``begins`` says."""
     if source.held_at:
         return past_query.in_order(source.held_at, columns, found, order, wanted.limit)
-    walk = f"select {columns[0]} from listing where {found[0]}"
     if wanted.limit is None or wanted.as_of is not None or not texts_in(wanted.filter):
-        return limited(f"{walk} order by {order}", [*columns[1], *found[1]], wanted.limit)
-    tried = found if source.sought is None else all_of([source.sought, (f"({found[0]}) is true", found[1])])
+        text = f"select {columns[0]} from listing where {found[0]} order by {order}"
+        return limited(text, [*columns[1], *found[1]], wanted.limit)
+    return _by_text(source, columns, begins, found, order, wanted.limit)
+
+
+def _by_text(source: _Source, columns: Sql, begins: Sql, found: Sql, order: str, limit: int) -> Sql:
+    """The first rows that a text finds.
+
+    PostgreSQL cannot tell how many rows have it, and either plan is a hundred times the other. So what is found is
+    sorted if it is few rows, which is looked at first; else the rows are gone through in their order. What a telling
+    text finds is compared with the rest, which has indexes that hold far more rows than the text.
+    """
+    if source.sought is None:
+        return _by_word(source, columns, begins, found, order, limit)
     text = (
-        f"with found as materialized (select * from listing where {tried[0]}),"
-        f" few as materialized (select count(*) <= {FEW} as is_so from (select from found limit {FEW + 1}) _)"
+        f"with found as materialized (select * from listing where {source.sought[0]} and ({found[0]}) is true),"
+        f" few as materialized (select count(*) <= {FEW_TOLD} as is_so from (select from found limit {FEW_TOLD + 1}) _)"
         f" (select {columns[0]} from found where (select is_so from few) order by {order} limit %s)"
-        f" union all ({walk} and not (select is_so from few) order by {order} limit %s)"
+        f" union all (select {columns[0]} from listing where {found[0]} and not (select is_so from few)"
+        f" order by {order} limit %s)"
     )
-    values = [*tried[1], *columns[1], wanted.limit, *columns[1], *found[1], wanted.limit]
-    if source.sought is not None:
-        return text, values
-    near = f"select * from listing where {begins[0]} order by {order} limit {NEAR}"
-    text = (
-        f"with near as materialized (select * from ({near}) listing where {found[0]} order by {order} limit %s),"
-        " enough as materialized (select count(*) >= %s as is_so from near)"
-        f" (select {columns[0]} from near where (select is_so from enough) order by {order})"
-        f" union all (select * from ({text}) _ where not (select is_so from enough))"
+    return text, [*source.sought[1], *found[1], *columns[1], limit, *columns[1], *found[1], limit]
+
+
+def _by_word(source: _Source, columns: Sql, begins: Sql, found: Sql, order: str, limit: int) -> Sql:
+    """As `_by_text`, of one word, which may be common.
+
+    To look up all that have it would take longer than to meet a page of them on the way, which is tried in between, or
+    before all where it is likely.
+    """
+    is_few, is_near, is_several = (f"(select is_so from {name})" for name in ("few", "enough", "several"))
+    few = f"select count(*) <= {FEW} as is_so from (select from found limit {FEW + 1}) _"
+    all_near = f"select * from listing where {begins[0]} and not {is_few} order by {order} limit {NEAR}"
+    more = f"select from found where not {is_few} and not {is_near} limit {SEVERAL + 1}"
+    steps: dict[str, Sql] = {
+        "found": (f"select * from listing where {found[0]}", found[1]),
+        "few": ("select false as is_so" if source.is_common else few, []),
+        "near": (
+            f"select * from ({all_near}) listing where {found[0]} order by {order} limit %s",
+            [*begins[1], *found[1], limit],
+        ),
+        "enough": ("select count(*) >= %s as is_so from near", [limit]),
+        "several": (f"select count(*) <= {SEVERAL} as is_so from ({more}) _", []),
+    }
+    ways = {
+        f"found where {is_few}": [],
+        f"near where {is_near}": [],
+        f"found where not {is_few} and not {is_near} and {is_several}": [],
+        f"listing where {found[0]} and not {is_few} and not {is_near} and not {is_several}": found[1],
+    }
+    text, values = union(
+        [
+            (f"select {columns[0]} from {way} order by {order} limit %s", [*columns[1], *given, limit])
+            for way, given in ways.items()
+        ]
     )
-    return text, [*begins[1], *found[1], wanted.limit, wanted.limit, *columns[1], *values]
+    with_ = ", ".join(f"{name} as materialized ({step})" for name, (step, _) in steps.items())
+    return f"with {with_} {text}", [*(value for _, given in steps.values() for value in given), *values]
 
 
 def one(caller: Caller, id_: UUID) -> Sql:

@@ -128,12 +128,12 @@ def test_every_field_with_every_operator_that_it_takes_finds_what_a_naive_readin
     )
 
 
-SHORT, TELLING = "inc", "2026-000123"
+WORD, DIGITS, TELLING = "inc", "2026", "2026-000123"
 
 
 @pytest.mark.parametrize("sort", Sort)
 @pytest.mark.parametrize("descending", [True, False])
-@pytest.mark.parametrize(("near", "few"), [(2_000, 2_000), (1, 2_000), (5, 1)])
+@pytest.mark.parametrize(("near", "few", "several"), [(2_000, 300, 5_000), (1, 1, 5_000), (5, 1, 1)])
 def test_every_sort_both_ways_is_the_naive_order_on_pages_of_every_size(
     world: World,
     told: tuple[UUID, list[Row]],
@@ -142,11 +142,13 @@ def test_every_sort_both_ways_is_the_naive_order_on_pages_of_every_size(
     descending: bool,
     near: int,
     few: int,
+    several: int,
 ) -> None:
     workspace, rows = told
-    monkeypatch.setattr(listing_query, "NEAR", near)
-    monkeypatch.setattr(listing_query, "FEW", few)
-    for text in ("", SHORT, TELLING):
+    bounds = {"NEAR": near, "FEW": few, "SEVERAL": several, "FEW_TOLD": few}
+    for name, bound in bounds.items():
+        monkeypatch.setattr(listing_query, name, bound)
+    for text in ("", WORD, DIGITS, TELLING):
         wanted = {"field": "text", "operator": "contains", "value": text} if text else {"and": []}
         fitting = naively(rows, wanted, Scope.ALL, Scope.ALL)
         assert len(fitting) > 7
