@@ -198,7 +198,10 @@ def require_continuation(last: Position, here: Position, head: int) -> None:
         ("key of states", last.state_key, here.state_key),
     ):
         if recorded != actual:
-            message = f"the position record is of another {name}: {recorded}, and this is {actual}"
+            message = (
+                f"the position record is of another {name}: {recorded}, and this is {actual}; to publish all anew, to "
+                "new topics, set another CONVERSAS_KAFKA_TOPIC_PREFIX"
+            )
             raise StartRefusedError(message)
     if last.position > head:
         message = (
