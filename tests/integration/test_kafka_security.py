@@ -205,7 +205,8 @@ def test_with_exactly_the_rights_that_are_listed_it_makes_topics_publishes_is_re
         finally:
             publisher.send_signal(signal.SIGTERM)
     assert dict(first.headers)["ce_type"] == b"conversation-opened.v1"
-    assert UUID(state.key.decode())
+    workspace, conversation = map(UUID, state.key.decode().split("/"))
+    assert workspace != conversation
 
 
 @pytest.mark.parametrize("without", [("publisher", "transactional id"), ("publisher", "topic")])
