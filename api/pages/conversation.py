@@ -93,6 +93,10 @@ async def _shown(
         422 if mistakes else 200,
         id=id_,
         now=now,
+        # All of the page is as new as that: what is followed begins there, and is asked for until it is reached.
+        reached=min(
+            [now["version"], *(entry["version"] for entry in happened["items"][:1] if not (version or history))]
+        ),
         then=then,
         version=version,
         names=names,

@@ -26,7 +26,7 @@ from oidc_sign_in_issuer import CLIENT_ID, CLIENT_SECRET, SignInIssuer
 from playwright.sync_api import expect
 from sign_in_attacks import ATTACKS, ATTEMPT, CALLBACK, SESSION, SESSION_KEY, Browser, Story
 
-from adapters import oidc_sign_in
+from adapters import oidc, oidc_sign_in
 from adapters.identity import Identity
 from adapters.oidc_sign_in import SignIn
 from api import settings
@@ -178,6 +178,11 @@ def test_who_is_not_linked_is_told_what_to_ask_for_and_who_brings_nonsense_to_be
 def refused(attack: str, story: Story) -> bool:
     """Whether the attack is answered as one, and nobody is in."""
     answer = ATTACKS[attack](story)
+    for _ in range(12):
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            break
+        time.sleep(1)  # the issuer did not answer in time, on a machine as busy as this: it is asked again in a while
+        answer = ATTACKS[attack](story)
     assert answer.status_code < 500, answer.text
     assert "<script>alert" not in answer.text
     return answer.status_code in {303, 403, 405, 422} and not story.victim.is_in()
@@ -408,7 +413,9 @@ def weak(service: Any, told: dict[str, str]) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def patched(service: Any, told: dict[str, str]) -> Iterator[httpx.Client]:
-    with weak(service, told) as found:
+    with pytest.MonkeyPatch.context() as patch, weak(service, told) as found:
+        patch.setattr(oidc, "FETCH_SECONDS", 30.0)
+        patch.setattr(oidc, "PAUSE_SECONDS", 0.2)
         yield found
 
 

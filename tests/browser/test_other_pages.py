@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import psycopg
 import pytest
 from playwright.sync_api import expect
 
@@ -49,6 +50,20 @@ def test_a_conversation_is_watched_live_with_its_history_beside_it(
     expect(page.locator(".live")).to_be_visible()
     conversation.do("reopen")
     expect(page.locator("#head .status")).to_have_class("status pending")
+
+
+def test_a_history_that_is_behind_the_listing_is_asked_for_until_it_is_there(
+    service: Any, visit: Any, a_conversation: Any
+) -> None:
+    conversation = a_conversation("pending")
+    page = visit("en", ADMIN_TOKEN).go(f"/conversations/{conversation.id}")
+    expect(page.locator(".live")).to_contain_text(SAID["en"]["live"])
+    with psycopg.connect(service.database_url) as connection:
+        connection.execute("select 1 from projection_positions where name = 'history' for update")
+        conversation.do("finalize", {"surface": "listing", "outcome": "resolvida"})
+        expect(page.locator("#head .status")).to_have_class("status finalized")
+        expect(page.locator("#history li").first).not_to_contain_text("resolvida")
+    expect(page.locator("#history li").first).to_contain_text("resolvida")
 
 
 def test_it_is_shown_as_it_stood_at_any_version(visit: Any, a_conversation: Any) -> None:

@@ -260,8 +260,8 @@ class Counting(Listing):
             cursor.executemany("insert into applied values (%s)", [(recorded.position,) for recorded in events])
 
 
-def two_double_nothing(kind: type[Projector], conninfo: str) -> None:
-    """Two projectors on the same read models while the log grows: each event is applied once, in order."""
+def two_double_nothing(kind: type[Projector], conninfo: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Two projectors on the same read models while the log grows: each event is applied once, in order, at once."""
     query(conninfo, "create table applied (position bigint, number bigserial)")
     query(conninfo, "grant all on applied, applied_number_seq to conversas_projector")
     models = [Counting(), HISTORY]
@@ -273,20 +273,23 @@ def two_double_nothing(kind: type[Projector], conninfo: str) -> None:
         )
     applied = [position for (position,) in query(conninfo, "select position from applied order by number")]
     assert applied == list(range(1, last + 1)), "doubled or skipped"
+    assert "failed on a batch" not in caplog.text, "got in each other's way"
     assert query(conninfo, "select count(*), count(distinct position) from history") == [(last, last)]
 
 
-def test_two_projectors_at_once_double_nothing(database: str) -> None:
+def test_two_projectors_at_once_double_nothing(database: str, caplog: pytest.LogCaptureFixture) -> None:
     create_missing(database)
-    two_double_nothing(Projector, database)
+    two_double_nothing(Projector, database, caplog)
     project_all(database)
     assert_live_equals_rebuilt(database)
 
 
-def test_canary_without_the_position_locked_two_get_in_each_others_way(database: str) -> None:
+def test_canary_without_the_position_locked_two_get_in_each_others_way(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
     create_missing(database)
     with pytest.raises(AssertionError):
-        two_double_nothing(Unlocked, database)
+        two_double_nothing(Unlocked, database, caplog)
 
 
 class Remembering(Projector):
