@@ -10,7 +10,7 @@ Invariant: a bundle whose every byte is not covered by the checkpoint's signatur
 import base64
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO
@@ -48,7 +48,7 @@ _WINDOW = 20_000
 """Positions of the log that are read at a time."""
 _HAS = "select from events where workspace_id = %s and stream_id = %s and position <= %s limit 1"
 _MOST_BYTES = 64_000_000
-"""Of one line: a request's body is far smaller."""
+"""Of one line, which is all that is held of a file: a request's body is far smaller."""
 _SHOWN = 1_000
 """Leaves from one report of progress to the next."""
 
@@ -156,14 +156,14 @@ def _hidden(leaf: bytes) -> bytes:
 
 
 def verify(
-    file: Iterable[bytes],
+    file: BinaryIO,
     key: VerifierKey,
     *,
     since: str | None = None,
     stream_id: str | None = None,
     progress: Progress = _silent,
 ) -> Verified:
-    """Check a bundle, given line by line with their ends, by nothing but the log's public ``key``.
+    """Check a bundle by nothing but the log's public ``key``.
 
     ``since`` is an earlier checkpoint, which the log must still begin with; ``stream_id`` what the bundle must be of.
     Raises `AlteredError`, and `NoteError` where ``since`` is no checkpoint of this log.
@@ -199,9 +199,9 @@ def verify(
     return Verified(note, checkpoint, of, reader.events, reader.first_recorded_at, reader.last_recorded_at)
 
 
-def _lines(file: Iterable[bytes]) -> Iterator[bytes]:
-    for line in file:
-        if line[-1:] != b"\n" or len(line) > _MOST_BYTES:
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    while line := file.readline(_MOST_BYTES):
+        if line[-1:] != b"\n":
             raise AlteredError("a line breaks off: the file is cut short")
         yield line[:-1]
 

@@ -4,10 +4,13 @@ Invariant: of two checkpoints that one witness has signed, the later log begins 
 signed was remembered before, durably.
 """
 
+import fcntl
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 from adapters.bundle import verify
 from adapters.checkpoints import Checkpoint, SigningKey, VerifierKey, open_checkpoint
@@ -19,12 +22,20 @@ class RefusedError(Exception):
 
 
 class Witness:
-    """Remembers in ``directory``, one file per log, and signs with ``key`` under ``name``. One process at a time."""
+    """Remembers in ``directory``, one file per log, and signs with ``key`` under ``name``; one process at a time."""
 
     def __init__(self, directory: Path, key: SigningKey, name: str) -> None:
         self._directory = directory
         self._key = key
         self.name = name
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Once no other process is the same witness, and until this is done: it would remember what is older."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with (self._directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def remembered(self, log: VerifierKey) -> str | None:
         """The last checkpoint of ``log`` that this witness has signed; None: it knows nothing of it yet."""
@@ -42,7 +53,7 @@ class Witness:
         return self._sign(note, log, time_seconds)
 
     def cosign_bundle(
-        self, file: Iterable[bytes], log: VerifierKey, time_seconds: int, progress: Callable[[int, int], None]
+        self, file: BinaryIO, log: VerifierKey, time_seconds: int, progress: Callable[[int, int], None]
     ) -> str:
         """The checkpoint of a bundle with our signature; the bundle itself proves that it goes on from what is known.
 

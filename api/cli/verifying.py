@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 from uuid import UUID
@@ -36,34 +36,44 @@ from adapters.witness import RefusedError, Witness
 from api import demo
 from api.cli.shell import Workspace, app, complete, database, err, load_settings, out, progress_bar
 from api.signing import signing_key
-from projections.tree import Tree
+from projections.tree import Head, Tree
 
 Key = Annotated[str, typer.Option(help="the log's public key, as `conversas checkpoint --public-key` prints it")]
 
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """What goes wrong is told in a sentence."""
+    """What goes wrong is told in a sentence, which cannot be made to look like another."""
     try:
         yield
     except (bundles.AlteredError, RefusedError) as error:
-        raise SystemExit(f"ALTERED: {error}") from None
+        raise SystemExit(f"ALTERED: {_printable(str(error))}") from None
     except (NoteError, KeyUnusableError, bundles.NotThereError) as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(_printable(str(error))) from None
     except httpx.HTTPError as error:
-        raise SystemExit(f"The service cannot be asked: {error}") from None
+        reason, _, _ = str(error).partition("\n")
+        raise SystemExit(f"The service cannot be asked: {_printable(reason)}") from None
+
+
+def _printable(text: str) -> str:
+    """``text`` so that what it quotes of a file or an answer cannot begin a line or steer a terminal."""
+    return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in text)
 
 
 @contextmanager
-def _tree() -> Iterator[tuple[psycopg.Connection[Any], SigningKey, str]]:
-    """A connection to a log whose trees are complete, the key that signs for it, and what it is called."""
+def _taken(workspace: str) -> Iterator[tuple[psycopg.Connection[Any], tuple[str, Head], VerifierKey]]:
+    """A connection to the log, a checkpoint of all that it has of a workspace, and the key that signed it."""
     chosen = load_settings()
     with _sentences(), database(chosen) as url:
         key = signing_key(chosen)
         with closing(Projector(url, (Tree(),))) as projector:
             complete(projector, Tree, "completing the tree")
+        workspace_id, prefix = demo.workspace_id(workspace), chosen.checkpoint_origin
         with connect(url) as connection:
-            yield connection, key, chosen.checkpoint_origin
+            taken = bundles.take_checkpoint(connection, workspace_id, prefix, key)
+            if taken[1].size == 0:
+                raise bundles.NotThereError(f"the log has nothing of a workspace {workspace}")
+            yield connection, taken, key.verifier(origin_for(prefix, workspace_id))
 
 
 @app.command()
@@ -79,9 +89,8 @@ def checkpoint(
             name = origin_for(chosen.checkpoint_origin, demo.workspace_id(workspace))
             sys.stdout.write(f"{signing_key(chosen).verifier(name).text()}\n")
         return
-    with _tree() as (connection, key, prefix):
-        note, _ = bundles.take_checkpoint(connection, demo.workspace_id(workspace), prefix, key)
-    sys.stdout.write(note)
+    with _taken(workspace) as (_, (note, _), _):
+        sys.stdout.write(note)
 
 
 @app.command()
@@ -98,17 +107,15 @@ def bundle(
     What is written is verified at once: a log that was tampered with shows itself here already. What names a person
     is in it as it is in the log: as ciphertext.
     """
-    workspace_id = demo.workspace_id(workspace)
-    with _tree() as (connection, key, prefix):
-        taken = bundles.take_checkpoint(connection, workspace_id, prefix, key)
+    with _taken(workspace) as (connection, taken, public):
         with _private(file) as to, progress_bar("writing") as update:
             try:
-                bundles.write(connection, to, taken, workspace_id, conversation, update)
+                bundles.write(connection, to, taken, demo.workspace_id(workspace), conversation, update)
             except BaseException:
                 file.unlink()  # a part of it is of no use
                 raise
         with file.open("rb") as written, progress_bar("verifying") as update:
-            found = bundles.verify(written, key.verifier(origin_for(prefix, workspace_id)), progress=update)
+            found = bundles.verify(written, public, progress=update)
     _tell(found)
 
 
@@ -184,15 +191,16 @@ def witness(
 
     Prints the checkpoint with both signatures. Ends with code 1 where the log was rewound or rewritten.
     """
-    with _sentences():
+    with _sentences(), ExitStack() as held:
         log = VerifierKey.parse(key)
         signing = SigningKey.read(directory / "witness-key.pem", make=True)
         our_key = VerifierKey.parse(signing.verifier(name, WITNESS).text())  # refuses a name that notes cannot have
         ours = Witness(directory, signing, our_key.name)
+        held.enter_context(ours.alone())
         known = ours.remembered(log)
         since = None if known is None else open_checkpoint(known, log)
         if source.startswith(("http://", "https://")):
-            note, proof = _fetch(source, token or "", log, since)
+            note, proof = _fetch(source, token, log, since)
             signed = ours.cosign(note, log, proof, int(time.time()))
         else:
             path = Path(source)
@@ -204,22 +212,28 @@ def witness(
     sys.stdout.write(signed)
 
 
-def _fetch(url: str, token: str, log: VerifierKey, since: Checkpoint | None) -> tuple[str, list[bytes]]:
+def _fetch(url: str, token: str | None, log: VerifierKey, since: Checkpoint | None) -> tuple[str, list[bytes]]:
     """The service's present checkpoint, and its proof that it goes on from ``since``."""
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30) as client:
-        note = str(_ask(client, "/v1/checkpoint")["checkpoint"])
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+        note = str(_ask(client, "/v1/checkpoint").get("checkpoint"))
         new = open_checkpoint(note, log)
         if since is None or since.size > new.size:
             return note, []
         answer = _ask(client, "/v1/proofs/consistency", since=since.size, size=new.size)
     try:
         return note, [base64.b64decode(each, validate=True) for each in answer["path"]]
-    except (binascii.Error, TypeError, ValueError):
+    except (binascii.Error, KeyError, TypeError, ValueError):
         raise RefusedError("the service's proof is no proof") from None
 
 
 def _ask(client: httpx.Client, path: str, **parameters: int) -> dict[str, Any]:
     answer = client.get(path, params=parameters)
     answer.raise_for_status()
-    found: dict[str, Any] = answer.json()
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise NoteError(f"what {path} answers is no JSON object")
     return found

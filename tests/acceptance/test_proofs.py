@@ -214,6 +214,15 @@ def test_the_bundle_of_another_conversation_does_not_pass_for_this_one(
     assert not (tmp_path / "none").exists()
 
 
+def test_of_a_workspace_that_is_not_there_nothing_is_signed(run: Run, tmp_path: Path) -> None:
+    """A name mistyped is no empty history that verifies."""
+    for command in (["checkpoint"], ["bundle", tmp_path / "none"]):
+        refused = run(*command, "--workspace", "mistyped", ok=False)
+        assert "nothing of a workspace mistyped" in refused.output
+        assert "—" not in refused.output
+    assert not (tmp_path / "none").exists()
+
+
 def test_where_nobody_serves_a_bundle_holds_the_log_to_its_end(
     service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

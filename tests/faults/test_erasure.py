@@ -178,7 +178,7 @@ def export(database: str) -> tuple[bytes, str]:
 
 def verify(exported: bytes, since: str) -> int:
     key = SIGNING.verifier(origin_for("erasure.example", demo.WORKSPACE))
-    return bundle.verify(exported.splitlines(keepends=True), key, since=since).events
+    return bundle.verify(io.BytesIO(exported), key, since=since).events
 
 
 def mebibytes(path: Path) -> int:
