@@ -93,6 +93,8 @@ _IMPLIED = {
     events.ConversationFinalizedFromListing.TOPIC: Surface.LISTING,
 }
 """From where it was, whatever carried it."""
+_CHANGED = {events.PriorityChanged.TOPIC: "priority", events.AgentRoleChanged.TOPIC: "role"}
+"""What goes from one word to another."""
 WORDS: Mapping[str, str] = {
     f"cause {FinalizationCause.BOT}": N_("the bot"),
     f"cause {FinalizationCause.INACTIVITY}": N_("inactivity"),
@@ -112,11 +114,16 @@ WORDS: Mapping[str, str] = {
     f"kind {MessageKind.CONTACT_CARD}": N_("contact card"),
     f"kind {MessageKind.TEMPLATE}": N_("template"),
     f"kind {MessageKind.OTHER}": N_("other"),
+    "role agent": N_("agent"),
+    "role supervisor": N_("supervisor"),
+    "role auditor": N_("auditor"),
+    "role admin": N_("administrator"),
+    "role integration": N_("integration"),
     f"presence {Presence.ONLINE}": N_("online"),
     f"presence {Presence.AWAY}": N_("away"),
     f"presence {Presence.OFFLINE}": N_("offline"),
 }
-"""What the words of events are called, by field and word."""
+"""What the words of events are called, by field and word; of roles, those that are built in."""
 CHANNELS: Mapping[str, str] = {
     "whatsapp": "WhatsApp",
     "webchat": N_("Web chat"),
@@ -215,11 +222,11 @@ def sentence(row: Mapping[str, Any], names: Names, speech: Speech) -> str:
     """What happened, by whom, from where and when."""
     say, details = speech.texts.gettext, row["details"]
     said: dict[str, Any] = {key: str(value) for key, value in details.items() if isinstance(value, str | int)}
-    said |= {key: say(WORDS[f"{key} {said[key]}"]) for key in ("cause", "kind") if f"{key} {said.get(key)}" in WORDS}
+    said |= {key: _word(key, said[key], say) for key in ("cause", "kind", "role") if key in said}
     if (channel := said.get("channel", "")) in CHANNELS:
         said["channel"] = say(CHANNELS[channel])
-    if row["topic"] == events.PriorityChanged.TOPIC:
-        said |= {key: say(WORDS[f"priority {said[key]}"]) for key in ("before", "after")}
+    if (of := _CHANGED.get(row["topic"])) is not None:
+        said |= {key: _word(of, said[key], say) for key in ("before", "after")}
     said["stream"] = _name(str(row["stream_id"]), names)
     said["actor"] = _actor(row["actor_kind"], row["actor_id"], names, say)
     parts = _parts(details)
@@ -242,6 +249,11 @@ def sentence(row: Mapping[str, Any], names: Names, speech: Speech) -> str:
 
 def _name(id_: str, names: Names) -> str:
     return names.get(id_, id_)
+
+
+def _word(of: str, word: str, say: Callable[[str], str]) -> str:
+    """What ``word`` is called; a role of the workspace's own as it is."""
+    return say(WORDS[f"{of} {word}"]) if f"{of} {word}" in WORDS else word
 
 
 def _actor(kind: str, id_: str, names: Names, say: Callable[[str], str]) -> str:

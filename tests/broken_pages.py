@@ -22,6 +22,7 @@ INTO_MAIN: dict[str, str] = {
     "style": '<p style="color: red">x</p>',
     "console": "<script>console.error('broken')</script>",
     "host": '<img src="https://elsewhere.example/x.png" alt="">',
+    "native": '<form action="/views"><button>x</button></form>',
     "axe": '<img src="/nothing.png">',
     "pale": '<p><font color="#c4c8cc">pale where it is light</font></p>',
     "dark": '<p><font color="#333a44">dark where it is dark</font></p>',

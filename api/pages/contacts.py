@@ -22,6 +22,7 @@ from domain.permissions import Permission
 router = page_router()
 _EMPTY_ROWS = 2
 _NOT_A_NUMBER = N_("This must be a number.")
+_NOT_A_DATE = N_("A date, such as 2026-12-31.")
 _WITHOUT_KEY = N_("Give this attribute a name.")
 _PHONES = N_("Each line is a phone number: digits, blanks, ( ) . - and a + at its beginning.")
 _EMAILS = N_("Each line is an e-mail address, such as ana@example.com.")
@@ -191,7 +192,8 @@ async def edit(page: Here, id: UUID) -> Response:
         mistakes = await mistakes_of(page, error, known)
         if error.code == "attribute-of-wrong-type":
             key = next((key for key in attributes if f"'{key}'" in str(error.problem.get("detail"))), "")
-            mistakes = {known.get(key, ""): mistakes.get("", "")}
+            is_date = any((each["key"], each["type"]) == (key, "date") for each in fields)
+            mistakes = {known.get(key, ""): page.text(_NOT_A_DATE) if is_date else mistakes.get("", "")}
         for name, help_ in (("phones", _PHONES), ("emails", _EMAILS)):
             if name in mistakes:
                 mistakes[name] = page.text(help_)

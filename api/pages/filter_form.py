@@ -27,7 +27,7 @@ _LIKE = {Operator.CONTAINS, Operator.NOT_CONTAINS, Operator.STARTS_WITH}
 WORDS = {"true": True, "false": False}
 MISTAKES = {
     "value": N_("Fill in a value."),
-    "moment": N_("A date and a time, please."),
+    "moment": N_("A date and a time, such as 2026-12-31 14:30."),
     "number": N_("A number, please."),
     "days": N_("A whole number of days, please."),
     "key": N_("The attribute's key: lower-case letters, digits, '-', '_' and '.'."),

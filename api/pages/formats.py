@@ -128,15 +128,15 @@ class Formats:
         return "" if value is None else self.duration(self.seconds_since(value))
 
     def local(self, value: Any) -> str:
-        """A moment as the value of an input of type datetime-local."""
+        """A moment as it is typed, or picked, into a field."""
         at = moment_of(value)
         if at is None:
             return ""
         there = in_zone(at, self.zone).replace(tzinfo=None)
-        return there.isoformat(timespec="auto" if there.second or there.microsecond else "minutes")
+        return there.isoformat(" ", "auto" if there.second or there.microsecond else "minutes")
 
     def typed(self, text: str) -> datetime | None:
-        """The moment that an input of type datetime-local holds, or that is written with its zone; None for others."""
+        """The moment that a field holds, or that is written with its zone; None for others."""
         try:
             at = datetime.fromisoformat(text)
         except ValueError:

@@ -34,15 +34,16 @@ def typed(page: Page, *names: str) -> dict[str, str]:
     return {name: str(page.form.get(name, "")).replace("\r\n", "\n").strip() for name in names}
 
 
-async def mistakes_of(page: Page, error: RefusedError, fields: Mapping[str, str]) -> dict[str, str]:
+async def mistakes_of(page: Page, error: RefusedError, fields: Mapping[str, str], about: str = "") -> dict[str, str]:
     """What is wrong, by field of the form, whose names ``fields`` holds by the API's; under "" what belongs to none.
 
-    Raises ``error`` again where nobody is signed in any more.
+    ``about`` is what the form was about, where the page shows several things. Raises ``error`` again where nobody is
+    signed in any more.
     """
     if error.status == 401:
         raise error
     if error.problem.get("since"):
-        return {"": await _meanwhile(page, error.problem["since"])}
+        return {"": await _meanwhile(page, error.problem["since"], about)}
     found: dict[str, str] = {}
     for each in error.problem.get("errors") or ():
         field = next((fields[part] for part in each["in"] if part in fields), "")
@@ -50,13 +51,14 @@ async def mistakes_of(page: Page, error: RefusedError, fields: Mapping[str, str]
     return found or {"": said(page, error)}
 
 
-async def _meanwhile(page: Page, since: list[dict[str, Any]]) -> str:
+async def _meanwhile(page: Page, since: list[dict[str, Any]], about: str) -> str:
     """What happened between what somebody saw and what they wanted to do to it."""
     names = await names_of(page)
     told = []
     for each in since[-MOST_TOLD:]:
         event, actor, at = EVENT_NAMES[each["topic"]], each["actor"], each["recorded_at"]
-        told.append(f"{page.text(event)} ({actor_name(page, names, actor)}, {page.formats.moment(at)})")
+        what = page.text("%(what)s: “%(name)s”", what=page.text(event), name=about) if about else page.text(event)
+        told.append(f"{what} ({actor_name(page, names, actor)}, {page.formats.moment(at)})")
     if len(since) > MOST_TOLD:
         told.insert(0, "…")
     return page.text(_MEANWHILE, what="; ".join(told))

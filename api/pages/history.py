@@ -21,7 +21,7 @@ from api.pages.words import ACTOR_NAMES, EVENT_NAMES, SURFACE_NAMES, Names
 from domain.permissions import Permission, Scope
 
 router = page_router()
-_NOT_A_MOMENT = N_("This is no moment.")
+_NOT_A_MOMENT = N_("A date and a time, such as 2026-12-31 14:30.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ MISTAKES: Mapping[str, str] = {
     "order": N_("It cannot be sorted by this."),
     "cursor": "",
     "limit": N_("From 1 to 500 rows on a page."),
-    **dict.fromkeys(MOMENTS, N_("A date and a time, please.")),
+    **dict.fromkeys(MOMENTS, N_("A date and a time, such as 2026-12-31 14:30.")),
     "as_of": N_("A moment that is past, please."),
 }
 """What is said beside a field that the API does not take, or that cannot be read."""

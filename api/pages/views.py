@@ -67,7 +67,9 @@ async def remove_view(id: UUID, page: Here) -> Response:
     except RefusedError as refused:
         if refused.status not in {403, 409, 412}:
             raise
-        found, mistakes = await page.get("/v1/views"), await mistakes_of(page, refused, {})
+        found = await page.get("/v1/views")
+        name = next((view["name"] for view in found["items"] if view["id"] == str(id)), "")
+        mistakes = await mistakes_of(page, refused, {}, name)
         return _list(page, found["items"], mistakes[""], refused.status)
     await page.get("/v1/views", {"at_least": outcome["position"]})
     return page.go_to("/views")

@@ -97,9 +97,10 @@ class Visit:
         assert answer.status == 303, answer.text()
 
     def check(self) -> None:
-        """What holds for every page: axe finds nothing, no script or style stands in it."""
+        """What holds for every page: axe finds nothing, no script or style stands in it, mistakes are told by us."""
         self.check_access()
         self.check_inline()
+        self.check_forms()
 
     def check_access(self, *rules: str) -> None:
         """Axe finds nothing that keeps somebody out; by all of its rules unless some are named."""
@@ -119,6 +120,11 @@ class Visit:
             ".filter(({name}) => name.startsWith('on')).map(({name}) => name)))"
         )
         assert inline == []
+
+    def check_forms(self) -> None:
+        """What is wrong in a form is told by us: none is checked by the browser, which speaks a language of its own."""
+        checked = "[...document.forms].filter((each) => !each.noValidate).map((each) => each.outerHTML)"
+        assert self.page.evaluate(checked) == []
 
     def check_width(self) -> None:
         """Nothing is beyond the window's edge."""

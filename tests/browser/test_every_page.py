@@ -64,6 +64,7 @@ def test_hostile_texts_are_texts_on_every_page_and_nobody_is_kept_out(guests: An
         guest = guests[language, name != "sign-in"]
         see(guest, name, world)
         guest.check_inline()
+        guest.check_forms()
         for phone, dark in LOOKS:
             guest.look_at(phone=phone, dark=dark)
             guest.check_width()
@@ -90,7 +91,7 @@ def test_canary_each_check_fails_on_a_page_with_its_fault(visit: Any, broken: st
     guest.look_at(phone=True, dark=False)
     said = {"console": "broken", "host": "asked another host", "inline": "Content Security Policy"}
     checks = {"inline": guest.check_inline, "handler": guest.check_inline, "style": guest.check_inline}
-    checks |= {"axe": guest.check_access, "wide": guest.check_width}
+    checks |= {"native": guest.check_forms, "axe": guest.check_access, "wide": guest.check_width}
     for fault in said | checks:
         guest.page.set_extra_http_headers({"Break": fault})
         guest.go("/views")

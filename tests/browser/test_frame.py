@@ -34,10 +34,66 @@ def test_somebody_signs_in_and_out_in_their_language(visit: Any, language: str) 
     [cookie] = [each for each in guest.context.cookies() if each["name"] == "__Host-conversas-session"]
     assert (cookie["httpOnly"], cookie["secure"], cookie["sameSite"]) == (True, True, "Lax")
     assert ADMIN_TOKEN not in cookie["value"]
+    page.wait_for_function("sessionStorage.getItem('listing')?.includes('status=pending')")
     page.get_by_role("button", name=said["sign out"]).click()
     expect(page).to_have_title(re.compile(said["sign in"]))
+    page.wait_for_function("sessionStorage.length === 0")  # what they looked at is theirs
     guest.go("/")
     expect(page).to_have_title(re.compile(said["sign in"]))
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without"])
+def test_mistakes_are_told_in_the_pages_language_whatever_the_browser_speaks(
+    visit: Any, a_conversation: Any, scripts: bool
+) -> None:
+    conversation, guest = a_conversation("pending"), visit("en", java_script_enabled=scripts)
+    page = guest.go("/sign-in")
+    page.get_by_role("button", name="Português").click()
+    page.get_by_role("button", name="Entrar").click()
+    expect(page.locator("#token-mistake")).to_have_text("Cole o seu token de acesso.")
+    guest.sign_in(ADMIN_TOKEN)
+    guest.go(f"/conversations/{conversation.id}")
+    page.get_by_role("button", name="Adicionar").click()
+    expect(page.locator("#label-mistake")).to_contain_text("letras minúsculas")
+    page.get_by_role("link", name="Transferir").click()
+    page.get_by_label("Motivo").fill("troca")
+    page.get_by_role("button", name="Transferir").click()
+    expect(page.locator("#target-mistake")).to_have_text("Escolha um setor ou um atendente.")
+    expect(page.get_by_label("Motivo")).to_have_value("troca")
+    guest.go("/history")
+    if not scripts:
+        page.locator("#occurred_from").fill("23/11")
+        page.get_by_role("button", name="Buscar").click()
+        expect(page.locator("#occurred_from-mistake")).to_contain_text("Informe data e hora")
+        expect(page.locator("#occurred_from")).to_have_value("23/11")
+
+
+def test_a_date_that_is_given_by_half_is_told_beside_it_and_stays(visit: Any) -> None:
+    guest, half = visit("en", ADMIN_TOKEN), "document.activeElement.validity.badInput"
+    page = guest.go("/history")
+    page.get_by_role("button", name="Português").click()
+    page.locator("#occurred_from").press_sequentially("11")
+    page.keyboard.press("Enter")
+    expect(page.locator("#half-occurred_from")).to_contain_text("Incompleto")
+    expect(page.locator("#occurred_from")).to_have_attribute("aria-describedby", "half-occurred_from")
+    assert page.evaluate(half)
+    guest.check()
+    page.keyboard.type("232025")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.type("0230PM")
+    expect(page.locator("#half-occurred_from")).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("occurred_from=2025-11-23T14%3A30"))
+    guest.go("/")
+    page.locator("#menu-period summary").click()
+    page.locator("#bar-opened_from").press_sequentially("11")
+    page.locator("#menu-period summary").focus()
+    expect(page.locator("#half-bar-opened_from")).to_be_visible()
+    page.locator("#bar-opened_until").fill("2020-01-01T00:00")
+    expect(page.locator(".none")).to_be_visible()
+    expect(page.locator("#half-bar-opened_from")).to_be_visible()
+    page.locator("#bar-opened_from").focus()
+    assert page.evaluate(half)
 
 
 def test_the_language_is_chosen_on_any_page_and_kept(visit: Any) -> None:

@@ -1,6 +1,7 @@
 """What must be true of all pages, whoever adds one."""
 
 import asyncio
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,32 @@ def test_no_template_holds_a_script_or_style_and_none_shows_a_text_unescaped() -
         for forbidden in ("<style", " style=", " onclick", "|safe", "| safe", "autoescape false", "javascript:"):
             assert forbidden not in text, (path.name, forbidden)
         assert text.count("<script") == text.count('<script type="module" src='), path.name
+
+
+FORM = re.compile(r"<form\b[^>]*>")
+READ_BY_BROWSERS = re.compile(r'\btype="(?:date|datetime-local|month|week|time|number|email|url|color)"')
+
+
+def checked_by_browsers(text: str) -> list[str]:
+    """What would be told by a browser, in its own language, instead of by us; what it cannot read it would not send."""
+    return [each for each in FORM.findall(text) if " novalidate" not in each] + READ_BY_BROWSERS.findall(text)
+
+
+def test_no_form_is_checked_by_the_browser() -> None:
+    texts = [path.read_text() for path in (ROOT / "api" / "pages" / "templates").glob("*.html")]
+    assert sum(len(FORM.findall(text)) for text in texts) > 20
+    assert [checked_by_browsers(text) for text in texts if checked_by_browsers(text)] == []
+    for path in (ROOT / "api" / "pages" / "static").glob("*.js"):
+        for maker in ("<form", '"form")', "reportValidity", "noValidate = false"):
+            assert maker not in path.read_text(), path.name
+
+
+def test_canary_a_form_that_the_browser_checks_is_found() -> None:
+    assert checked_by_browsers('<form method="post" action="/views"><input type="date">') == [
+        '<form method="post" action="/views">',
+        'type="date"',
+    ]
+    assert checked_by_browsers('<form novalidate method="post" action="/views"><input data-picker="date">') == []
 
 
 def test_pages_have_no_queries_of_their_own() -> None:

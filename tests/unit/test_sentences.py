@@ -15,6 +15,7 @@ from api import sentences
 from api.languages import LANGUAGES, Language, translations
 from api.sentences import ACTORS, CHANNELS, PHRASES, SENTENCES, SURFACES, WORDS, Speech, sentence
 from domain.events import EVENTS, UNPUBLISHED, ActorKind, FinalizationCause, MessageKind, Presence, Priority, Surface
+from domain.permissions import BUILT_IN_ROLES
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "contract" / "golden_events.json").read_text())
 AGENT, SECTOR = UUID(int=0xA), UUID(int=0x5)
@@ -59,6 +60,16 @@ def test_a_channel_is_called_as_in_the_listing_and_one_without_a_name_as_it_is()
         assert say("pt", told).startswith(f"Aberta por sistema no canal {said}, ")
 
 
+def test_a_role_is_called_by_its_name_and_one_of_the_workspaces_own_as_it_is() -> None:
+    registered = row("agent-registered.v1", {"name": "Bia", "role": "admin"}, "system", "x")
+    assert say("pt", registered).startswith("Atendente Bia cadastrado com o papel administrador por sistema, ")
+    assert say("en", registered).startswith("Agent Bia registered with the role administrator by the system, ")
+    changed = row("agent-role-changed.v1", {"before": "agent", "after": "night-shift"}, "system", "x")
+    assert "de atendente para night-shift por sistema" in say("pt", changed)
+    issued = row("token-issued.v1", {"name": "t", "role": "integration"}, "system", "x")
+    assert "com o papel integração por sistema" in say("pt", issued)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("kind", ActorKind)
 def test_every_event_ever_shipped_has_a_sentence_that_names_no_contact(language: Language, kind: ActorKind) -> None:
@@ -78,7 +89,8 @@ def test_every_event_and_word_is_there_and_translated() -> None:
     assert set(SURFACES) == set(Surface)
     assert set(ACTORS) == set(ActorKind)
     fields = {"cause": FinalizationCause, "kind": MessageKind, "priority": Priority, "presence": Presence}
-    assert set(WORDS) == {f"{name} {word}" for name, words in fields.items() for word in words}
+    words_of = {**fields, "role": BUILT_IN_ROLES}
+    assert set(WORDS) == {f"{name} {word}" for name, words in words_of.items() for word in words}
     portuguese: Any = translations("pt")
     texts = {
         *SENTENCES.values(),

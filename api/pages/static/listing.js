@@ -12,6 +12,7 @@ const bar = document.getElementById("bar");
 let showing, refreshing; // requests under way: for another state, for the rows of the present one
 let unsaid; // what could not be asked, because the server was gone
 let stream, due, typing;
+let at = location.search; // what is shown
 let typed = false; // the address has been changed by typing: what follows is no further step back
 let resting = true; // nobody sees it: no stream
 document.documentElement.classList.add("scripted");
@@ -44,6 +45,7 @@ async function show(address, how = "pushState") {
   const [page, answer] = asked;
   if (!page.getElementById("results")) return location.assign(address);
   if (how) history[how](null, "", new URL(answer.url));
+  at = location.search;
   for (const id of ["bar", "results", "menu-views", "menu-columns", "menu-export"]) {
     const [old, fresh] = [document.getElementById(id), page.getElementById(id)];
     if (old && fresh) morph(old, fresh);
@@ -169,7 +171,8 @@ document.addEventListener("click", (event) => {
   link.closest("details")?.removeAttribute("open");
   show(link.href);
 });
-addEventListener("popstate", () => show(location.href, null));
+// Where only the fragment is another, as by the link to the content, what is being typed stays.
+addEventListener("popstate", () => (showing || location.search !== at) && show(location.href, null));
 
 // Menus close as menus do.
 document.addEventListener("pointerdown", (event) => {

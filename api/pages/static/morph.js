@@ -1,10 +1,14 @@
 // Bringing what is shown up to what the server has rendered anew, element by element, so that nothing else moves.
 // What somebody is doing stays: focus, what they typed or ticked, which menus are open.
 
+import { halves, pickers } from "./pickers.js";
+
 /** Make `old` like `fresh`; both are elements of the same kind. Children with an id are the same wherever they stand. */
 export function morph(old, fresh) {
   const active = document.activeElement;
+  pickers(fresh);
   change(old, fresh);
+  halves(old);
   if (active && active !== document.activeElement && active.isConnected) active.focus({ preventScroll: true });
 }
 

@@ -1,5 +1,7 @@
 // What every page has alive: the time zone told to the server, and what happens while the server is gone.
 
+import "./pickers.js";
+
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
 if (zone) document.cookie = `conversas-zone=${zone}; path=/; max-age=31536000; samesite=lax`;
 
