@@ -134,9 +134,9 @@ def _story() -> Iterator[tuple[UUID, Actor, Command]]:
     yield SPARE_SECTOR, _SYSTEM, CreateSector(name="Ouvidoria")
     yield SPARE_AGENT, _SYSTEM, RegisterAgent(name="Eva Dias")
     crm = Actor(kind=ActorKind.INTEGRATION, id="crm")
-    pending = ViewContents(name="Pendentes", filter='{"field":"status","operator":"is","value":"pending"}')
-    for view in (VIEW, SPARE_VIEW):
-        yield view, ADMIN_ACTOR, SaveView(owner=ADMIN_ACTOR, contents=pending, sort="waiting_since", descending=False)
+    for view, name, status in ((VIEW, "Pendentes", "pending"), (SPARE_VIEW, "Em andamento", "in_progress")):
+        kept = ViewContents(name=name, filter=f'{{"field":"status","operator":"is","value":"{status}"}}')
+        yield view, ADMIN_ACTOR, SaveView(owner=ADMIN_ACTOR, contents=kept, sort="waiting_since", descending=False)
     no_secret = "0" * 64  # nothing that anybody could know has this hash
     yield SPARE_TOKEN, _SYSTEM, IssueToken(name="CRM", secret_sha256=no_secret, actor=crm, role="integration")
     davi = LinkIdentity(issuer=ISSUER, subject="davi.rocha", agent_id=OTHER_AGENT, role="agent")

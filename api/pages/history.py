@@ -15,6 +15,7 @@ from api.pages.columns import STATUS_NAMES
 from api.pages.conversation import WORDS, speech
 from api.pages.directory_names import names as names_of
 from api.pages.forms import mistakes_of, none_of
+from api.pages.listing import saved_views
 from api.pages.page import Here, Page, link, page_router
 from api.pages.texts import N_
 from api.pages.words import ACTOR_NAMES, EVENT_NAMES, SURFACE_NAMES, Names
@@ -67,7 +68,7 @@ async def history(page: Here) -> Response:
             query[name] = moment.isoformat()
     cursor = page.request.query_params.get("cursor")
     found: dict[str, Any] = {"items": [], "next": None}
-    names, checkpoint = await asyncio.gather(names_of(page), _checkpoint(page))
+    names, checkpoint, views = await asyncio.gather(names_of(page), _checkpoint(page), saved_views(page))
     if not mistakes:
         try:
             found = await page.get("/v1/history", none_of(query | speech(page) | {"limit": 50, "cursor": cursor}))
@@ -92,6 +93,7 @@ async def history(page: Here) -> Response:
         exports=exports if page.may(Permission.EXPORT) and not mistakes else {},
         checkpoint=checkpoint,
         names=names,
+        views={view["id"]: view for view in views},
         pretty=lambda value: orjson.dumps(value, option=orjson.OPT_INDENT_2).decode(),
         **WORDS,
     )

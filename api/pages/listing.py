@@ -47,7 +47,7 @@ async def listing(page: Here) -> Response:
     if not wants_part and state.address != page.here and _is_loose(given.multi_items(), state):
         return page.go_to(state.address)  # a form's address: without what is empty, moments with their zone
     directory, views, (found, counts, mistakes) = await asyncio.gather(
-        names(page), _views(page, wanted=not wants_part), _found(page, state)
+        names(page), _none() if wants_part else saved_views(page), _found(page, state)
     )
     if "cursor" in mistakes:
         return page.go_to(state.but().address)  # that page belongs to another order: begin anew
@@ -82,10 +82,14 @@ async def listing(page: Here) -> Response:
     )
 
 
-async def _views(page: Page, *, wanted: bool) -> list[dict[str, Any]]:
-    """The saved views; none where no menu shows them."""
-    found = await page.get("/v1/views") if wanted else _EMPTY
-    return [saved_view(page, view) for view in found["items"]]
+async def _none() -> list[dict[str, Any]]:
+    """No views: a part of the page has no menu to show them."""
+    return []
+
+
+async def saved_views(page: Page) -> list[dict[str, Any]]:
+    """The views that whoever signed in may see."""
+    return [saved_view(page, view) for view in (await page.get("/v1/views"))["items"]]
 
 
 def _said(page: Page, names: Mapping[str, str]) -> dict[str, str]:

@@ -56,7 +56,7 @@ async def save_view(page: Here) -> Response:
             mistakes = {"": page.text(_FILTER)}
         return _form(page, state, mistakes)
     await page.get("/v1/views", {"at_least": outcome["position"]})  # so that the listing offers it at once
-    return page.go_to(state.address)
+    return page.go_to(f"{state.address}#view-{outcome['id']}")  # which opens the menu that it is in
 
 
 @router.post("/views/{id}/remove")

@@ -108,6 +108,22 @@ def test_a_chart_of_counts_has_no_tenths_at_its_side(look: Look, workspace: Call
         assert ticks(look(f"/overview/{chart}.svg?days=7", "pt", token_of(shop)).text) == ["0", "1"]
 
 
+def test_the_history_names_a_view_to_who_may_see_it(look: Look, newcomer: Any, caller: Any) -> None:
+    made = {"filter": {"and": []}, "columns": []}
+    for name in ("Só minha", "De todos"):
+        kept = newcomer.ok("POST", "/v1/views", made | {"name": name, "shared": name == "De todos"})
+    newcomer.read("/v1/history", at_least=kept["position"])
+    newcomer.read("/v1/views", at_least=kept["position"])
+    auditor = caller("integration", "auditing", "auditor", of=newcomer)
+    shown = {
+        who: [
+            name in look("/history?event=view-saved.v1", "pt", token_of(who)).text for name in ("Só minha", "De todos")
+        ]
+        for who in (newcomer, auditor)
+    }
+    assert list(shown.values()) == [[True, True], [False, True]]
+
+
 @pytest.mark.parametrize("language", ["pt", "en"])
 def test_the_history_calls_a_role_by_its_name(look: Look, newcomer: Any, language: str) -> None:
     body = {"name": "Caio", "role": "supervisor"}

@@ -276,6 +276,8 @@ def test_a_view_is_kept_offered_and_removed(visit: Any, opened: Any, channel: st
     page.get_by_label("Nome").fill(f"Visão <{channel}>")
     page.get_by_role("button", name="Salvar").click()
     expect(rows(page)).to_have_count(1)
+    expect(page.locator("#menu-views .item:target")).to_have_text(f"Visão <{channel}>")
+    expect(page.locator("#menu-views .item:target")).to_be_visible()
     guest.go("/")
     page.locator("#menu-views summary").click()
     page.get_by_role("link", name=f"Visão <{channel}>").click()
