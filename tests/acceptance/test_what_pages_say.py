@@ -128,10 +128,10 @@ def test_the_history_names_a_view_to_who_may_see_it(look: Look, newcomer: Any, c
 def test_the_history_calls_a_role_by_its_name(look: Look, newcomer: Any, language: str) -> None:
     body = {"name": "Caio", "role": "supervisor"}
     agent = newcomer.ok("POST", "/v1/agents", body)
-    changed = newcomer.ok("PUT", f"/v1/agents/{agent['id']}/role", {"role": "agent"})
+    changed = newcomer.ok("PUT", f"/v1/agents/{agent['id']}/role", {"role": "admin"})
     newcomer.read("/v1/history", at_least=changed["position"])
     text = look(f"/history?stream={agent['id']}", language, token_of(newcomer)).text
-    said = {"pt": "de supervisor para atendente por", "en": "from supervisor to agent by"}
+    said = {"pt": "de supervisor para administrador por", "en": "from supervisor to administrator by"}
     assert said[language] in text
 
 
@@ -140,10 +140,13 @@ def test_a_date_that_cannot_be_read_is_told_beside_it_and_stays(look: Look, api:
     contact = api.ok("POST", "/v1/contacts", {"name": "Ana", "attributes": {"k-desde": "2020-01-31"}})
     api.read(f"/v1/contacts/{contact['id']}", at_least=contact["position"])
     path = f"/contacts/{contact['id']}/edit"
-    form = PageOfForms(look(path, "pt").text).form(path)
+    text = look(path, "pt").text
+    form, picked = PageOfForms(text).form(path), re.compile('id="attribute-k-desde"[^>]* data-picker="date"')
+    assert picked.search(text)
     assert form.values("attribute-k-desde") == ["2020-01-31"]
     sent = form.filled({"attribute-k-desde": "31/01"})
     answer = look(path, "pt", data=_named(sent))
+    assert not picked.search(answer.text), "a picker would show nothing of it"
     page = PageOfForms(answer.text)
     assert page.form(path).values("attribute-k-desde") == ["31/01"]
     assert "Informe uma data, como 2026-12-31." in page.texts["attribute-k-desde-mistake"]
@@ -154,3 +157,9 @@ def _named(sent: list[tuple[str, str]]) -> dict[str, list[str]]:
     for name, value in sent:
         named.setdefault(name, []).append(value)
     return named
+
+
+def test_an_episode_that_waits_has_one_waiting_time(look: Look, a_conversation: Callable[[str], Any]) -> None:
+    conversation = a_conversation("pending")
+    conversation.view()
+    assert not re.search(r"<td>[^<]* \+ [^<]*</td>", look(f"/conversations/{conversation.id}", "pt").text)

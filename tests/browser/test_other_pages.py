@@ -213,6 +213,8 @@ def test_the_overview_has_charts_and_their_numbers(visit: Any, a_conversation: A
     page.locator("details summary").first.click()
     expect(page.locator("table").first).to_be_visible()
     guest.check()
+    guest.look_at(phone=True, dark=False)
+    guest.check_width()
 
 
 @pytest.mark.parametrize("language", ["pt", "en"])
