@@ -72,6 +72,7 @@ def test_a_date_that_is_given_by_half_is_told_beside_it_and_stays(visit: Any) ->
     guest, half = visit("en", ADMIN_TOKEN), "document.activeElement.validity.badInput"
     page = guest.go("/history")
     page.get_by_role("button", name="Português").click()
+    expect(page.locator("html[lang=pt-BR] #occurred_from")).to_have_attribute("type", "datetime-local")
     page.locator("#occurred_from").press_sequentially("11")
     page.keyboard.press("Enter")
     expect(page.locator("#half-occurred_from")).to_contain_text("Incompleto")
