@@ -21,6 +21,50 @@ CHANGES = [
     "with gone as (delete from events returning *) select count(*) from gone",
 ]
 ALL = "select e::text from events e order by position"
+WAYS_AROUND = [
+    "insert into events select * from events on conflict (position) do update set data = '{}'",
+    "select * from events for update",
+    "do $$ begin delete from events; end $$",
+    "set session_replication_role = replica",
+    "select set_config('session_replication_role', 'replica', true)",
+    "alter table events disable trigger user",
+    "alter table events enable replica trigger events_are_immutable",
+    "alter table events rename to former",
+    "alter table events alter data type text using ''",
+    "alter table events drop column data cascade",
+    "drop table events cascade",
+    "drop trigger events_are_immutable on events",
+    "drop function refuse_change cascade",
+    "create or replace function refuse_change() returns trigger language plpgsql as 'begin return new; end'",
+    "create rule aside as on insert to events do instead nothing",
+    "create trigger aside before insert on events for each row execute function refuse_change()",
+    "create table aside () inherits (events)",
+    "create temp table aside () inherits (events)",
+    "create function aside() returns void language sql security definer as 'delete from events'",
+    "create schema aside",
+    "copy events to program 'cat'",
+    "alter role current_user superuser",
+    "grant conversas_writer to conversas_publisher",
+    "select setval('accesses_id_seq', 1)",
+    "insert into accesses overriding system value select * from accesses",
+    "insert into accesses (at) select at from accesses",
+    "update pg_class set relhastriggers = false",
+]
+MAY = {
+    "accesses": {"conversas_reader": "SELECT"},  # and to insert what was read by whom, not when
+    "events": dict.fromkeys(Role, "SELECT") | {"conversas_writer": "INSERT, SELECT"},
+}
+"""Who has which rights on what is only added to, beside its owner."""
+RIGHTS = """
+select relname, grantee::regrole::text, string_agg(privilege_type, ', ' order by privilege_type)
+from pg_class, aclexplode(relacl) where relname = any(%s) and grantee <> relowner group by 1, 2"""
+DEFINERS = "select proname from pg_proc where prosecdef"
+ABLE = """
+select rolname from pg_roles where rolname = any(%s) and (
+    rolsuper or rolcreaterole or rolcreatedb or rolreplication
+    or exists (select from pg_auth_members where member = pg_roles.oid)
+    or exists (select from pg_class where relowner = pg_roles.oid)
+    or exists (select from pg_namespace where has_schema_privilege(rolname, pg_namespace.oid, 'create')))"""
 
 
 @pytest.fixture
@@ -79,12 +123,40 @@ def test_no_process_of_ours_may_even_try(role: Role, filled: str) -> None:
         forbidden += ["select 1 from listing", "select 1 from contacts"]
     if role is not Role.PROJECTOR:
         forbidden += ["delete from listing", "update projection_positions set position = 0"]
+    forbidden += WAYS_AROUND
     forbidden += ["alter table events disable trigger all", "alter table listing disable row level security"]
-    for statement in forbidden:
-        with connect(filled, {"role": role.value}) as connection:
+    with connect(filled, {"role": role.value}) as connection:
+        for statement in forbidden:
             with pytest.raises(psycopg.errors.InsufficientPrivilege) as refused:
                 connection.execute(statement.encode())
             assert "append-only" not in str(refused.value), "the trigger had to stop it"
+
+
+def rights(connection: psycopg.Connection) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for table, role, what in connection.execute(RIGHTS, (list(MAY),)):
+        found.setdefault(table, {})[role] = what
+    return found
+
+
+def test_nobody_has_more_rights_than_to_add(database: str) -> None:
+    """Nor may anybody become another, own anything, or make functions that run as somebody else."""
+    create_missing(database)
+    with psycopg.connect(database) as connection:
+        assert rights(connection) == MAY
+        assert connection.execute(ABLE, ([*Role],)).fetchall() == []
+        assert connection.execute(DEFINERS).fetchall() == []
+        # Canaries; gone again with the transaction.
+        connection.execute("grant update (data) on events to conversas_writer")
+        connection.execute("grant delete on events to conversas_reader")
+        connection.execute("grant conversas_writer to conversas_publisher")
+        connection.execute("grant create on schema public to conversas_access")
+        connection.execute("alter function refuse_change() security definer")
+        assert rights(connection) != MAY
+        able = connection.execute(ABLE + " order by 1", ([*Role],)).fetchall()
+        assert able == [("conversas_access",), ("conversas_publisher",)]
+        assert connection.execute(DEFINERS).fetchall() == [("refuse_change",)]
+        connection.rollback()
 
 
 def test_canary_the_owner_may(filled: str) -> None:
