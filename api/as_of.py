@@ -60,7 +60,8 @@ async def as_it_stood(
 ) -> dict[str, Any]:
     """The row of a conversation, of which ``now`` is the present one, after a version or at a moment.
 
-    Texts are those of that time, as the log has them; the contact's details are those of now.
+    Texts are those of that time, as the log has them; the contact's details are those of now, and nobody's where it was
+    another contact's then.
     """
     if not may(caller, Permission.READ_HISTORY, owner_of(now)):
         raise PermissionDeniedError(f"This needs the permission '{Permission.READ_HISTORY}' for this conversation.")
@@ -86,7 +87,8 @@ async def as_it_stood(
     ciphers = await request.app.state.keys.find(people_of(shown(events)))
     row = await asyncio.to_thread(_folded, events, ciphers)
     then = {column: getattr(row, column) for column in LISTING_COLUMNS}
-    persons = {column: now[column] for column in now if column.startswith("contact_") and column != "contact_id"}
+    columns = (column for column in now if column.startswith("contact_")) if row.contact_id == now["contact_id"] else ()
+    persons = {column: now[column] for column in columns}
     return then | persons | {"sees_contact": may(caller, Permission.VIEW_CONTACT, owner_of(now))}
 
 

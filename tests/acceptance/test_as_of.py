@@ -71,6 +71,21 @@ def test_a_conversation_stands_as_it_stood_by_version_and_by_moment(api: Client,
     assert api.read(told.path, as_of=datetime.now(UTC).isoformat()) == told.view()
 
 
+def test_before_it_was_another_contact_s_a_conversation_does_not_bear_their_name(
+    api: Client, open_conversation: Callable[..., Conversation]
+) -> None:
+    """Nor does it tell more of the former contact than whose it was."""
+    first, second = (
+        api.ok("POST", "/v1/contacts", {"name": name, "phones": ["+55 21 3333-0000"]})["id"] for name in "AB"
+    )
+    talk = open_conversation(contact_id=first)
+    talk.do("contact", {"contact_id": second})
+    told = [api.read(talk.path, version=version, at_least=talk.answer["position"]) for version in (1, 2)]
+    assert [(row["contact_id"], row["contact_name"]) for row in told] == [(first, None), (second, "B")]
+    assert [row["contact_phones"] for row in told] == [[], ["+55 21 3333-0000"]]
+    assert told[1] == talk.view()
+
+
 def test_pages_of_the_past_follow_each_other_while_rows_change(api: Client, open_conversation: Any) -> None:
     name = f"c-{uuid4().hex[:12]}"
     some = [open_conversation(channel=name) for _ in range(5)]
