@@ -250,4 +250,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the library
 
 def _record(record: Any) -> Record:
     headers = dict(record.headers)
-    return Record(record.offset, int(headers["ce_position"]), UUID(record.key.decode()), int(headers["ce_sequence"]))
+    return Record(
+        offset=record.offset,
+        position=int(headers["ce_position"]),
+        workspace_id=UUID(headers["ce_source"].decode().removeprefix("/workspaces/")),
+        conversation_id=UUID(record.key.decode()),
+        version=int(headers["ce_sequence"]),
+    )

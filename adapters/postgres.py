@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 set_json_loads(orjson.loads)
 
+OLDEST = 16
+"""The oldest PostgreSQL that will do: those before it have no statistics without a name, and another way of roles."""
 MIGRATION_LOCK = 0x636F6E76_0001
 APPEND_LOCK = 0x636F6E76_0002
 LOG_CHANNEL = "conversas_log"
@@ -82,10 +84,21 @@ def connect(
     return psycopg.connect(with_settings(conninfo, settings, application), autocommit=autocommit)
 
 
+class TooOldError(Exception):
+    """The server is older than `OLDEST`."""
+
+
 def migrate(conninfo: str) -> list[str]:
-    """Apply the migrations that ``conninfo`` lacks, in order, under a lock; the names of those applied."""
+    """Apply the migrations that ``conninfo`` lacks, in order, under a lock; the names of those applied.
+
+    Raises `TooOldError`, before anything is changed.
+    """
     applied = []
     with connect(conninfo, LIMITS | {"lock_timeout": "60s", "statement_timeout": "0"}) as connection:
+        found = connection.info.server_version // 10_000
+        if found < OLDEST:
+            msg = f"the server is PostgreSQL {found}, and {OLDEST} or newer is needed"
+            raise TooOldError(msg)
         connection.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
         connection.execute("create table if not exists migrations (name text primary key, applied_at timestamptz)")
         done = {name for (name,) in connection.execute("select name from migrations")}

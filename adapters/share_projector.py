@@ -34,6 +34,7 @@ class Record(NamedTuple):
 
     offset: int
     position: int
+    workspace_id: UUID
     conversation_id: UUID
     version: int
 
@@ -63,10 +64,11 @@ class _Events(dict[int, RecordedEvent]):
     def require(self, record: Record) -> None:
         """Raises `TopicRefusedError` where ``record`` is not of these events."""
         row = self._rows.get(record.position)
-        if row is None or (row.stream_id, row.version) != (record.conversation_id, record.version):
+        if row is None or (row.workspace_id, row.stream_id, row.version) != record[2:]:
             msg = (
-                f"the topic has version {record.version} of {record.conversation_id} at position {record.position},"
-                " and the log has not: was the database restored, or is it another one?"
+                f"the topic has version {record.version} of {record.conversation_id} in the workspace"
+                f" {record.workspace_id} at position {record.position}, and the log has not: was the database restored,"
+                " or is it another one?"
             )
             raise TopicRefusedError(msg)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -42,14 +43,14 @@ def naive_rows(events: list[RecordedEvent]) -> Iterator[dict[str, Any]]:
     streams: dict[Stream, list[RecordedEvent]] = defaultdict(list)
     for event in events:
         streams[event.stream].append(event)
-    contacts = {
-        stream.id: DECIDERS[stream.type].fold([e.event for e in theirs]).details.model_dump(mode="json")
-        for stream, theirs in streams.items()
-        if stream.type is StreamType.CONTACT
-    }
+    contacts: dict[UUID, dict[UUID, Any]] = defaultdict(dict)
+    for stream, theirs in streams.items():
+        if stream.type is StreamType.CONTACT:
+            details = DECIDERS[stream.type].fold([e.event for e in theirs]).details
+            contacts[stream.workspace_id][stream.id] = details.model_dump(mode="json")
     for stream, theirs in streams.items():
         if stream.type is StreamType.CONVERSATION:
-            yield row(theirs, contacts)
+            yield row(theirs, contacts[stream.workspace_id])
 
 
 def naive_past(events: list[RecordedEvent]) -> Iterator[tuple[dict[str, Any], datetime]]:
@@ -74,23 +75,24 @@ def past_of(found: dict[str, Any], until: datetime) -> dict[str, Any]:
     }
 
 
-def naive_timeline(events: list[RecordedEvent]) -> Iterator[tuple[UUID, datetime, int]]:
-    """Contact, time and position of every event that happened with a contact, read from the whole log."""
-    contact_of: dict[UUID, UUID] = {}
+def naive_timeline(events: list[RecordedEvent]) -> Iterator[tuple[UUID, UUID, datetime, int]]:
+    """Workspace, contact, time and position of every event that happened with a contact, read from the whole log."""
+    contact_of: dict[Stream, UUID] = {}
     for event in events:
         if isinstance(event.event, ConversationOpened):
-            contact_of[event.stream.id] = event.event.contact_id
+            contact_of[event.stream] = event.event.contact_id
         elif isinstance(event.event, ContactReassigned):
-            contact_of[event.stream.id] = event.event.after
+            contact_of[event.stream] = event.event.after
         elif event.stream.type is StreamType.CONTACT:
-            contact_of[event.stream.id] = event.stream.id
+            contact_of[event.stream] = event.stream.id
     for event in events:
         if event.stream.type not in {StreamType.CONVERSATION, StreamType.CONTACT}:
             continue
-        theirs = {contact_of[event.stream.id]}
+        theirs = {contact_of[event.stream]}
         if isinstance(event.event, ContactReassigned):
             theirs.add(event.event.before)
-        yield from ((contact, event.metadata.occurred_at, event.position) for contact in theirs)
+        at = (event.metadata.occurred_at, event.position)
+        yield from ((event.stream.workspace_id, contact, *at) for contact in theirs)
 
 
 def check_that_all_agree(database: str) -> int:
@@ -103,35 +105,36 @@ def check_that_all_agree(database: str) -> int:
 
 
 def _compare(database: str) -> int:
-    events = all_events(database)
+    events, of = all_events(database), itemgetter("workspace_id", "id")
     live = {model.name: [rows(database, table, "1, 2, 3") for table in model.tables] for model in READ_MODELS}
-    naive = sorted(naive_rows(events), key=lambda found: found["id"])
+    naive = sorted(naive_rows(events), key=of)
     for found, expected in zip(live["listing"][0], naive, strict=True):
         assert found == expected
-    versions = {(found["id"], found["until"]): found for found in live["listing"][2]}
-    assert versions == {(found["id"], until): past_of(found, until) for found, until in naive_past(events)}
+    versions = {(*of(found), found["until"]): found for found in live["listing"][2]}
+    assert versions == {(*of(found), until): past_of(found, until) for found, until in naive_past(events)}
     history = live["history"][0]
     assert [found["position"] for found in history] == [event.position for event in events]
-    by_stream: dict[UUID, list[RecordedEvent]] = defaultdict(list)
+    by_stream: dict[Stream, list[RecordedEvent]] = defaultdict(list)
     for event in events:
         if event.stream.type is StreamType.CONVERSATION:
-            by_stream[event.stream.id].append(event)
+            by_stream[event.stream].append(event)
     after = {
         event.position: owner
         for theirs in by_stream.values()
         for event, owner in zip(theirs, owners_after_each(theirs), strict=True)
     }
     for found, event in zip(history, events, strict=True):
-        assert (found["topic"], found["stream_id"], found["version"]) == (
+        assert (found["topic"], found["workspace_id"], found["stream_id"], found["version"]) == (
             event.event.TOPIC,
+            event.stream.workspace_id,
             event.stream.id,
             event.version,
         )
         standing = (found["status"], found["sector_id"], found["agent_id"], found["bot"])
         assert standing == after.get(event.position, (None,) * 4)
         assert found["details"] == event.event.model_dump(mode="json", exclude={"personal"})
-    found_timeline = [(row["contact_id"], row["occurred_at"], row["position"]) for row in live["history"][1]]
-    assert sorted(found_timeline) == sorted(naive_timeline(events))
+    entry = itemgetter("workspace_id", "contact_id", "occurred_at", "position")
+    assert sorted(map(entry, live["history"][1])) == sorted(naive_timeline(events))
     expected_episodes = [row for theirs in by_stream.values() for row in episodes(theirs)]
     expected_episodes.sort(key=lambda row: (row["workspace_id"], row["conversation_id"], row["episode"]))
     assert live["episodes"][0] == expected_episodes

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -58,6 +59,7 @@ from domain.events import (
 from domain.permissions import BUILT_IN_ROLES, Caller
 
 WORKSPACE = UUID(int=1)
+TWO_WORKSPACES = (WORKSPACE, UUID(int=2))
 SECTORS = [UUID(int=0x100 + n) for n in range(3)]
 AGENTS = [UUID(int=0x200 + n) for n in range(3)]
 CONTACTS = [UUID(int=0x300 + n) for n in range(4)]
@@ -166,17 +168,33 @@ def handle(handler: CommandHandler, requests: list[Request]) -> None:
         assert not isinstance(answer, Exception) or isinstance(answer, DomainError), answer
 
 
-def a_random_history(database: str, seed: int, commands: int) -> None:
-    """A log of what is left of random commands after the rules have refused their part; some contacts are erased."""
-    chance = random.Random(seed)
+def in_workspaces(workspaces: Sequence[UUID], requests: Sequence[Request]) -> list[Request]:
+    """Each of ``requests`` in each of ``workspaces``, one after the other."""
+    return [
+        replace(each, stream=replace(each.stream, workspace_id=id_), caller=replace(each.caller, workspace_id=id_))
+        for each in requests
+        for id_ in workspaces
+    ]
+
+
+def a_random_history(database: str, seed: int, commands: int, workspaces: Sequence[UUID] = (WORKSPACE,)) -> None:
+    """A log of what is left of random commands after the rules have refused their part; some contacts are erased.
+
+    In several ``workspaces`` nearly the same happens under the same ids, as where one file is imported into each.
+    """
+    chance, where = random.Random(seed), random.Random(seed)
     handler = CommandHandler(database, keys_of(database), cached_states=100)
-    assert not any(isinstance(answer, Exception) for answer in handler.handle(setting_up(chance)))
+    setup = in_workspaces(workspaces, setting_up(chance))
+    assert not any(isinstance(answer, Exception) for answer in handler.handle(setup))
     at, batch = START, []
     for number in range(commands):
         at += timedelta(seconds=chance.randrange(-30, 300))
-        batch.append(some_request(chance, at))
+        here = [each for each in workspaces[1:] if where.random() < 0.8]
+        batch += in_workspaces([*here, workspaces[0]], [some_request(chance, at)])
         if number in {commands // 2, commands * 3 // 4}:
-            batch.append(request(random.Random(number), CONTACTS[4 * number // commands - 2], EraseContact(), at))
+            erased = 4 * number // commands - 2
+            erasure = request(random.Random(number), CONTACTS[erased], EraseContact(), at)
+            batch += in_workspaces(workspaces[erased:] or workspaces, [erasure])  # the second one not in all of them
         if chance.random() < 0.2 or number == commands - 1:
             handle(handler, batch)
             batch = []

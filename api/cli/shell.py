@@ -23,7 +23,7 @@ from adapters.master_keys import NO_MASTER_KEYS
 from adapters.projector import Projector, create_missing
 from api import demo, settings
 from api.keys import keys_url, prepare_keys
-from api.settings import Settings
+from api.settings import PREFIX, Settings
 from domain.commands import Command, CreateWorkspace
 from domain.envelope import Stream
 from domain.errors import AlreadyExistsError
@@ -74,7 +74,13 @@ def database(chosen: Settings) -> Iterator[str]:
 
 
 def _ready(chosen: Settings, url: str) -> str:
-    postgres.migrate(url)
+    try:
+        postgres.migrate(url)
+    except postgres.TooOldError as error:
+        raise SystemExit(
+            f"Nothing was changed: {error}. Move the database to such a server (pg_dump and restore, or pg_upgrade), or"
+            f" name another one in {PREFIX}DATABASE_URL; without it one is embedded."
+        ) from None
     create_missing(url)
     prepare_keys(chosen, url)
     with closing(ContactKeys(keys_url(chosen, url), NO_MASTER_KEYS)) as keys:

@@ -97,17 +97,29 @@ def test_canary_commands_that_do_not_look_go_on(halted: str, run: Run, monkeypat
     assert is_shown(halted)
 
 
-def test_no_disk_is_purged_of_what_the_listing_still_shows(
-    halted: str, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def purge_waits_for_the_listing(halted: str, run: Run, patch: pytest.MonkeyPatch) -> None:
     with closing(CommandHandler(halted, keys_of(halted))) as handler:
         demo.give_token(handler, "cvs_something-new-in-the-log")
     purged = []
-    monkeypatch.setattr(erasing, "purge_disks", lambda *_: purged.append("all"))
+    patch.setattr(erasing, "purge_disks", lambda *_: purged.append("all"))
     done = run("purge")
+    assert purged == [], "before the listing had forgotten"
     assert_stopped(done)
     assert "urged." not in done.output
     assert run("rebuild", "listing").exit_code == 0
-    assert purged == []
     assert run("purge").stdout == "Purged.\n"
     assert purged == ["all"]
+
+
+def test_no_disk_is_purged_of_what_the_listing_still_shows(
+    halted: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    purge_waits_for_the_listing(halted, run, monkeypatch)
+
+
+def test_canary_a_purge_that_does_not_look_who_is_halted(
+    halted: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "complete", lambda projector, *_: projector.catch_up())
+    with pytest.raises(AssertionError, match="before the listing had forgotten"):
+        purge_waits_for_the_listing(halted, run, monkeypatch)

@@ -16,7 +16,7 @@ from agreement import check_that_all_agree, rows
 from contact_keyring import keys_of
 from feed import make_settings, wait_until
 from in_process import serving
-from random_history import START, a_random_history, handle, some_request
+from random_history import START, TWO_WORKSPACES, a_random_history, handle, some_request
 from typer.testing import CliRunner
 
 from adapters import kafka_projector
@@ -39,6 +39,8 @@ pytestmark = pytest.mark.kafka
 
 TOKEN = "cvs_kafka-projector-admin"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+HALVES = [[0, 1], [2, 3]]
+"""Of a topic's partitions, as the group deals them out to two."""
 
 
 @contextmanager
@@ -63,6 +65,11 @@ def publishing(database: str, settings: PublisherSettings) -> Iterator[None]:
 def positions(database: str) -> set[int]:
     with psycopg.connect(database) as connection:
         return {each for (each,) in connection.execute("select position from projection_positions")}
+
+
+def are_level(database: str) -> bool:
+    with EventLog(database) as log:
+        return positions(database) == {log.head()}
 
 
 def tables(database: str) -> list[Any]:
@@ -124,14 +131,29 @@ def test_who_wrote_reads_it_once_it_is_published_rebuilt_or_not(
         demo.load(handler)
         demo.give_token(handler, TOKEN)
     with at_work(KafkaProjector(database, settings, partial(keys_of, database))):
-        with publishing(database, settings), EventLog(database) as log:
-            wait_until(lambda: positions(database) == {log.head()}, 180)
+        with publishing(database, settings):
+            wait_until(lambda: are_level(database), 180)
         asyncio.run(ask_for_what_was_just_written(database, settings))
     assert f"no publisher is live on {settings.events_topic}" in caplog.text
     before = tables(database)
     for model in SHARED_MODELS.values():
         rebuilt(database, model)
     assert tables(database) == before
+
+
+def test_two_workspaces_with_the_same_ids_are_kept_apart(database: str, kafka_bootstrap: str) -> None:
+    """Conversations and contacts have the same ids in both; what happens to them is projected by two."""
+    settings, keys = make_settings(kafka_bootstrap), partial(keys_of, database)
+    ensure_topics(settings)
+    create_missing(database)
+    both = [KafkaProjector(database, settings, keys, session_seconds=2) for _ in range(2)]
+    with ExitStack() as working:
+        for each in (publishing(database, settings), *map(at_work, both)):
+            working.enter_context(each)
+        wait_until(lambda: sorted(sorted(each._reads_at) for each in both) == HALVES, 120)
+        a_random_history(database, 3, commands=600, workspaces=TWO_WORKSPACES)
+        wait_until(lambda: are_level(database), 180)
+    check_that_all_agree(database)
 
 
 # A zombie; `tests/faults/test_kafka_projectors.py` has them as processes
@@ -161,11 +183,6 @@ class Unfenced(Sleepy):
     def _fence(self, connection: psycopg.Connection, model: ReadModel, partitions: list[int]) -> dict[int, int]:
         del connection, model
         return dict.fromkeys(partitions, 0)
-
-
-def are_level(database: str) -> bool:
-    with EventLog(database) as log:
-        return positions(database) == {log.head()}
 
 
 @pytest.mark.faults
