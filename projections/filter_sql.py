@@ -76,18 +76,20 @@ class Asked:
     caller: Caller
     now: datetime
     """From which days and running waits are counted."""
-    is_past: bool
-    """Whether it is about rows as they stood at that moment."""
+    of_versions: bool = False
+    """Whether it is about versions of the past; what they do not hold is read from the conversation's row of now."""
 
-    def reach(self, permission: Permission) -> list[Sql]:
-        """What makes a conversation one that the caller has ``permission`` on: as it is now, however it was."""
-        conditions = visible(self.caller, permission)[1:]
-        return [self.of_now(conditions)] if conditions and self.is_past else conditions
+    def reach(self, *permissions: Permission) -> list[Sql]:
+        """What makes a conversation one that the caller has ``permissions`` on: as it is now, however it was."""
+        conditions: list[Sql] = []
+        for permission in permissions:
+            conditions += [each for each in visible(self.caller, permission)[1:] if each not in conditions]
+        return [self.of_now(conditions)] if conditions and self.of_versions else conditions
 
     def of_now(self, conditions: Sequence[Sql]) -> Sql:
-        """That ``conditions`` hold for the conversation's row of now."""
-        text, values = all_of([visible(self.caller)[0], *conditions])
-        return f"id in (select id from listing where {text})", values
+        """That ``conditions`` hold for the row of now; looked up, for where they do not `in` compares each with all."""
+        text, values = all_of([visible(self.caller)[0], ("now.id = listing.id", []), *conditions])
+        return f"exists (select from listing now where {text})", values
 
 
 def where(
@@ -97,15 +99,16 @@ def where(
     *,
     now: datetime | None = None,
     as_of: datetime | None = None,
+    of_versions: bool = False,
 ) -> Sql:
     """The condition on ``listing`` for what ``caller`` may see, has ``permission`` on, and ``wanted`` holds for.
 
     ``now`` is the moment from which days and running waits are counted; the present one unless it is given. With
-    ``as_of`` it is that, and the condition is on rows that held then, of conversations whose history they may read.
+    ``as_of`` it is that, and the condition is on rows that held then (``of_versions``: on what `past` has of them), of
+    conversations whose history they may read.
     """
-    asked = Asked(caller, as_of or now or datetime.now(UTC), is_past=as_of is not None)
-    permissions = {Permission.VIEW: None, permission: None} | ({Permission.READ_HISTORY: None} if as_of else {})
-    reach = [condition for each in permissions for condition in asked.reach(each)]
+    asked = Asked(caller, as_of or now or datetime.now(UTC), of_versions)
+    reach = asked.reach(Permission.VIEW, permission, *([Permission.READ_HISTORY] if as_of else []))
     return all_of([visible(caller)[0], *reach, compiled(wanted, asked)])
 
 
@@ -127,8 +130,8 @@ def compiled(wanted: Filter, asked: Asked, *, holds: bool = True) -> Sql:
 def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
     """``condition`` with ``operator``, which is no negation, in place of its own."""
     field, value = condition.field, condition.value
-    if asked.is_past and (field in _READ_NOW or kind_of(field) is Kind.ATTRIBUTE or looks_at_the_contact(field)):
-        return asked.of_now([_condition(condition, operator, replace(asked, is_past=False))])
+    if asked.of_versions and (field in _READ_NOW or kind_of(field) is Kind.ATTRIBUTE or looks_at_the_contact(field)):
+        return asked.of_now([_condition(condition, operator, replace(asked, of_versions=False))])
     if field == "text":
         return _text_search(value, asked.caller)
     row = _on_the_row(field, operator, value, asked.now)
@@ -313,6 +316,25 @@ def parted(wanted: Filter) -> list[tuple[Filter, list[Sql]]]:
 
 def _is_ever_with_agent(wanted: Filter) -> bool:
     return isinstance(wanted, Condition) and (wanted.field, wanted.operator) == ("ever_with_agent", Operator.IS)
+
+
+def parted_in_the_past(wanted: Filter) -> list[tuple[Filter, list[Sql]]]:
+    """As `parted`, for counts of versions: those that are in the sector stand in an index, the others are looked at."""
+    match wanted:
+        case Condition(field="ever_in_sector", operator=Operator.IS, value=sector_id):
+            is_there = Condition.model_construct(field="sector", operator=Operator.IS, value=sector_id)
+            is_not = Condition.model_construct(field="sector", operator=Operator.IS_NOT, value=sector_id)
+            was_elsewhere = ("sectors <> '{}' and sectors <> array[sector_id]", list[Any]())
+            return [(is_there, []), (And.model_construct(filters=(is_not, wanted)), [was_elsewhere])]
+        case And(filters=filters):
+            for number, each in enumerate(filters):
+                parts = parted_in_the_past(each)
+                if len(parts) > 1:
+                    others = (*filters[:number], *filters[number + 1 :])
+                    return [(And.model_construct(filters=(part, *others)), besides) for part, besides in parts]
+            return [(wanted, [])]
+        case _:
+            return [(wanted, [])]
 
 
 def _phones(column: str, operator: Operator, value: Any) -> Sql:

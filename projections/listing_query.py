@@ -13,7 +13,7 @@ from uuid import UUID
 from domain.events import Status
 from domain.permissions import Caller, Permission
 from projections import past_query
-from projections.filter_sql import Asked, ago, compiled, is_common, parted, sought, texts_in, where
+from projections.filter_sql import Asked, ago, compiled, is_common, parted, parted_in_the_past, sought, texts_in, where
 from projections.filters import EVERYTHING, And, Condition, Filter, Operator
 from projections.filters import all_of as both
 from projections.listing import SHOWN_COLUMNS
@@ -111,34 +111,36 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
     """
     ours = visible(caller)[0]
     if wanted.as_of is None:
-        asked = Asked(caller, wanted.now or datetime.now(UTC), is_past=False)
+        asked = Asked(caller, wanted.now or datetime.now(UTC))
         every, few = (", ".join(SHOWN_COLUMNS), list[Any]()), sought(wanted.filter, asked)
         return [
-            _Source(caller, every, ours, part, sought=few, is_common=is_common(wanted.filter))
-            for part in _parts(caller, wanted.filter, wanted.permission, now=wanted.now)
+            _Source(
+                caller,
+                every,
+                ours,
+                all_of([where(caller, part, wanted.permission, now=wanted.now), *besides]),
+                sought=few,
+                is_common=is_common(wanted.filter),
+            )
+            for part, besides in _parts(wanted.filter)
         ]
-    found = where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of)
+    versions, rows = (
+        where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of, of_versions=of_versions)
+        for of_versions in (True, False)
+    )
     # Where the present owner decides on what is shown, and not the one of then, it is decided here.
-    sees = all_of(Asked(caller, wanted.as_of, is_past=True).reach(Permission.VIEW_CONTACT))
+    sees = all_of(Asked(caller, wanted.as_of, of_versions=True).reach(Permission.VIEW_CONTACT))
     columns = (", ".join((*SHOWN_COLUMNS, f"{sees[0]} as sees_contact")), sees[1])
-    unchanged = all_of([past_query.unchanged(wanted.as_of), found])
+    unchanged = all_of([past_query.unchanged(wanted.as_of), rows])
     return [
-        _Source(caller, columns, ours, found, wanted.as_of, held_at=wanted.as_of),
+        _Source(caller, columns, ours, versions, wanted.as_of, held_at=wanted.as_of),
         _Source(caller, columns, ours, unchanged, wanted.as_of),
     ]
 
 
-def _parts(
-    caller: Caller,
-    wanted: Filter,
-    permission: Permission,
-    *,
-    now: datetime | None = None,
-    as_of: datetime | None = None,
-) -> list[Sql]:
-    """The condition on rows of the listing in parts that share no row, each with an index of its own."""
-    parts = [(wanted, list[Sql]())] if texts_in(wanted) else parted(wanted)
-    return [all_of([where(caller, part, permission, now=now, as_of=as_of), *besides]) for part, besides in parts]
+def _parts(wanted: Filter) -> list[tuple[Filter, list[Sql]]]:
+    """``wanted`` in parts that share no row of the listing, each with an index of its own."""
+    return [(wanted, [])] if texts_in(wanted) else parted(wanted)
 
 
 def _ordered(sources: Sequence[_Source], wanted: Page, column: str | None) -> Sql:
@@ -185,7 +187,7 @@ def _as_of(versions: _Source, wanted: Page, column: str, conditions: Sequence[Sq
     moment = cast("datetime", wanted.as_of)
     bound = [(f"{column} <= %s", [moment])] if wanted.sort not in _TYPES else []
     looked = _looked(versions.caller, wanted.filter, wanted.permission, moment, [*conditions, *bound])
-    asked = Asked(versions.caller, moment, is_past=True)
+    asked = Asked(versions.caller, moment)
     theirs = [
         compiled(each, asked)
         for each in past_query.conjuncts(wanted.filter)
@@ -208,19 +210,25 @@ def _looked(
     every = past_query.conjuncts(wanted)
     # The shortest are in so many rows that to look them up takes longer than to look through all that held.
     texts = [each for each in every if isinstance(each, Condition) and texts_in(each) and len(each.value) > _SHORTEST]
-    asked = Asked(caller, moment, is_past=False)
-    rest = where(caller, both(each for each in every if each not in texts), permission, as_of=moment)
-    found = all_of([*conditions, where(caller, wanted, permission, as_of=moment)])
-    parts = [all_of([*conditions, each]) for each in _parts(caller, wanted, permission, as_of=moment)]
+    asked = Asked(caller, moment)
+    rest = both(each for each in every if each not in texts)
+
+    def held(filter_: Filter, besides: Sequence[Sql] = (), *, of_versions: bool = True) -> Sql:
+        found = where(caller, filter_, permission, as_of=moment, of_versions=of_versions)
+        return all_of([*conditions, found, *besides])
+
     is_parted = any(isinstance(each, Condition) and each.field == "ever_with_agent" for each in every)
     return past_query.Looked(
         moment,
-        found,
-        parts,
-        parts if is_parted else [found],
-        all_of([visible(caller)[0], *(compiled(each, asked) for each in texts)]) if texts else None,
-        all_of([*conditions, rest]),
-        any(map(past_query.is_narrow, every)),
+        rows=held(wanted, of_versions=False),
+        rows_in_parts=[held(*part, of_versions=False) for part in _parts(wanted)],
+        versions=held(wanted),
+        versions_in_parts=[held(*part) for part in (_parts(wanted) if is_parted else [(wanted, [])])],
+        counted=[held(*part) for part in parted_in_the_past(wanted)],
+        sought=all_of([visible(caller)[0], *(compiled(each, asked) for each in texts)]) if texts else None,
+        rest_of_rows=held(rest, of_versions=False),
+        rest=held(rest),
+        is_narrow=any(map(past_query.is_narrow, every)),
     )
 
 

@@ -65,9 +65,12 @@ create table past (
 );
 create index on past (workspace_id, node, status, until, recorded_at)
     include (id, opened_at, last_activity_at, finalized_at, channel, sector_id, agent_id, priority, unread,
-             waiting_from, waiting_seconds, resolution_seconds);
+             waiting_from, waiting_seconds, resolution_seconds, episode_started_at, waiting_since,
+             first_response_seconds);
 -- What few have is found by itself. Nothing stands in an index that may be longer than one takes, as labels may.
 create index on past (workspace_id, agent_id, node, until, recorded_at) where agent_id is not null;
+create index on past (workspace_id, bot, node, until, recorded_at) where bot is not null;
+create index on past (workspace_id, contact_id);
 create index on past (workspace_id, (agents[1]), node, until, recorded_at) where agents[1] is not null;
 create index on past (workspace_id, (agents[2]), node, until, recorded_at) where agents[2] is not null;
 create index on past (workspace_id, (agents[3]), node, until, recorded_at) where agents[3] is not null;
@@ -82,6 +85,8 @@ create index on past (workspace_id, node, until, recorded_at) include (id, opene
 create index on past (workspace_id, node, until, recorded_at) include (id, opened_at, last_activity_at, reopenings)
     where reopenings > 0;
 create index on past (workspace_id, node, until, recorded_at) where labels <> '{}';
+create index on past (workspace_id, node, status, until, recorded_at)
+    where sectors <> '{}' and sectors <> array[sector_id];
 -- For pages, in their order; the first one also leads from a conversation to its versions.
 create index on past (workspace_id, opened_at, id, until, recorded_at);
 create index on past (workspace_id, last_activity_at, id, until, recorded_at);

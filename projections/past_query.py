@@ -35,16 +35,22 @@ class Looked:
     """What is looked for, and when."""
 
     moment: datetime
-    found: Sql
-    """The condition, on versions and rows alike."""
-    of_rows: Sequence[Sql]
-    """The same on rows, in parts that share none and have an index each."""
-    of_versions: Sequence[Sql]
+    rows: Sql
+    """The condition on rows."""
+    rows_in_parts: Sequence[Sql]
+    """The same in parts that share none and have an index each."""
+    versions: Sql
     """The same on versions."""
+    versions_in_parts: Sequence[Sql]
+    """That in parts, to find them."""
+    counted: Sequence[Sql]
+    """And to count them."""
     sought: Sql | None = None
     """That of it which is about conversations as they are now, where that may find few of them."""
+    rest_of_rows: Sql = ("true", [])
+    """The other part, on rows."""
     rest: Sql = ("true", [])
-    """The other part."""
+    """And on versions."""
     is_narrow: bool = False
     """Whether it has an index that leads to few of the versions that held."""
 
@@ -61,7 +67,9 @@ def conjuncts(wanted: Filter) -> list[Filter]:
 def is_narrow(wanted: Filter) -> bool:
     """Whether ``wanted``, which must hold beside whatever else, is what few versions have, and has an index."""
     match wanted:
-        case Condition(field="agent" | "finalized_by" | "label", operator=Operator.IS | Operator.IN):
+        case Condition(
+            field="agent" | "bot" | "contact" | "finalized_by" | "label", operator=Operator.IS | Operator.IN
+        ):
             return True
         case Condition(field="ever_with_agent", operator=Operator.IS):
             return True
@@ -156,9 +164,9 @@ def page(looked: Looked, part: Part) -> Sql:
 def _unchanged(looked: Looked, part: Part) -> Sql:
     """The first rows that have not changed since: no more than these can be beyond them in a page."""
     few, not_few = _few(looked)
-    tables = [(f"listing where true{not_few}", condition) for condition in looked.of_rows]
+    tables = [(f"listing where true{not_few}", condition) for condition in looked.rows_in_parts]
     if looked.sought is not None:
-        tables.append((f"sought listing where true{few}", looked.rest))
+        tables.append((f"sought listing where true{few}", looked.rest_of_rows))
     statements = []
     for table, condition in tables:
         text, values = all_of([condition, unchanged(looked.moment)])
@@ -171,7 +179,7 @@ def _unchanged(looked: Looked, part: Part) -> Sql:
 def _near(looked: Looked, part: Part) -> dict[str, Sql]:
     """The versions that are met in the order of the page, and whether these are enough."""
     beyond, end = (">=", "-infinity") if part.is_descending else ("<=", "infinity")
-    (begins, begun), (held, moment), (found, values) = part.begins, holding(looked.moment), looked.found
+    (begins, begun), (held, moment), (found, values) = part.begins, holding(looked.moment), looked.versions
     not_few = _few(looked)[1]
     passed = (
         f"select {part.column} as value from past where {begins}{not_few}"
@@ -200,7 +208,7 @@ def _first(looked: Looked, part: Part, *, is_passed: bool) -> Sql:
     is_so = "(select is_so from enough)"
     statements: list[Sql] = [(f"select * from near where {is_so}", [])] if is_passed else []
     beside = f"{not_few}{f' and not {is_so}' if is_passed else ''}"
-    for found, values in looked.of_versions:
+    for found, values in looked.versions_in_parts:
         # With an offset, or PostgreSQL, which cannot tell how many are found, might look for them among all versions.
         keys = (
             f"select {_KEY} from (select * from held listing where {found} offset 0) listing"
@@ -247,30 +255,30 @@ def _versions(looked: Looked) -> Sql:
 
 def counts(looked: Looked, *, up_to: int | None) -> Sql:
     """How many there are in each status, counted up to so many; None: all."""
-    (since, moment), (found, values) = unchanged(looked.moment), looked.found
+    since, few, not_few = unchanged(looked.moment), *_few(looked)
+    places = [("listing", all_of([since, looked.rows])), *(("held listing", found) for found in looked.counted)]
     if up_to is None:
-        text = (
-            f"select status, count(*) as count from (select status from listing where {since} and {found}"
-            f" union all select status from held listing where {found}) listing group by status"
+        every, given = union([(f"select status from {place} where {text}", values) for place, (text, values) in places])
+        statement = f"select status, count(*) as count from {every} listing group by status", given
+        return _with({"held": held_at(looked.moment)}, statement)
+    statements: list[Sql] = []
+    for status in Status:
+        each, values = union(
+            [
+                (f"select 1 from {place} where {text} and status = %s{not_few}", [*values, status.value])
+                for place, (text, values) in places
+            ]
         )
-        return _with({"held": held_at(looked.moment)}, (text, [*moment, *values, *values]))
-    few, not_few = _few(looked)
-    each = (
-        f"select %s as status, count(*) as count from (select 1 from listing where {since} and {found}"
-        f" and status = %s{not_few} union all select 1 from held listing where {found} and status = %s{not_few}"
-        " limit %s) _"
-    )
-    statements: list[Sql] = [
-        (each, [status.value, *moment, *values, status.value, *values, status.value, up_to]) for status in Status
-    ]
+        text = f"select %s as status, count(*) as count from (select from {each} _ limit %s) _"
+        statements.append((text, [status.value, *values, up_to]))
     if looked.sought is not None:
         versions, of_sought = _versions(looked)
+        (of_rows, rows), (of_versions, held) = all_of([since, looked.rest_of_rows]), looked.rest
         text = (
-            f"select status, count(*) as count from (select status from sought listing where {since}"
-            f" and {looked.rest[0]}{few} union all select status from {versions} listing where {looked.rest[0]}{few})"
-            " listing group by status"
+            f"select status, count(*) as count from (select status from sought listing where {of_rows}{few}"
+            f" union all select status from {versions} listing where {of_versions}{few}) listing group by status"
         )
-        statements.append((text, [*moment, *looked.rest[1], *of_sought, *looked.rest[1]]))
+        statements.append((text, [*rows, *of_sought, *held]))
     every, given = union(statements)
     return _with(
         _common(looked), (f"select status, sum(count)::bigint as count from {every} listing group by status", given)
