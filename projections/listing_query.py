@@ -128,8 +128,9 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
         where(caller, wanted.filter, wanted.permission, now=wanted.now, as_of=wanted.as_of, of_versions=of_versions)
         for of_versions in (True, False)
     )
-    # Where the present owner decides on what is shown, and not the one of then, it is decided here.
-    sees = all_of(Asked(caller, wanted.as_of, of_versions=True).reach(Permission.VIEW_CONTACT))
+    # The present owner decides on what is shown, not the one of then; and no name stands beside another contact's id.
+    is_theirs = ("now.contact_id = listing.contact_id", list[Any]())
+    sees = Asked(caller, wanted.as_of).of_now([*visible(caller, Permission.VIEW_CONTACT)[1:], is_theirs])
     columns = (", ".join((*SHOWN_COLUMNS, f"{sees[0]} as sees_contact")), sees[1])
     unchanged = all_of([past_query.unchanged(wanted.as_of), rows])
     return [

@@ -78,12 +78,14 @@ def test_before_it_was_another_contact_s_a_conversation_does_not_bear_their_name
     first, second = (
         api.ok("POST", "/v1/contacts", {"name": name, "phones": ["+55 21 3333-0000"]})["id"] for name in "AB"
     )
-    talk = open_conversation(contact_id=first)
+    talk = open_conversation(contact_id=first, channel=f"c-{uuid4().hex[:12]}")
     talk.do("contact", {"contact_id": second})
     told = [api.read(talk.path, version=version, at_least=talk.answer["position"]) for version in (1, 2)]
     assert [(row["contact_id"], row["contact_name"]) for row in told] == [(first, None), (second, "B")]
     assert [row["contact_phones"] for row in told] == [[], ["+55 21 3333-0000"]]
     assert told[1] == talk.view()
+    listed = [api.items("/v1/conversations", channel=channel(talk), as_of=moment) for moment in moments(talk)[-2:]]
+    assert listed == [[told[0]], [told[1]]]
 
 
 def test_pages_of_the_past_follow_each_other_while_rows_change(api: Client, open_conversation: Any) -> None:
