@@ -129,9 +129,11 @@ def _sources(caller: Caller, wanted: Page) -> list[_Source]:
         for of_versions in (True, False)
     )
     # The present owner decides on what is shown, not the one of then; and no name stands beside another contact's id.
-    is_theirs = ("now.contact_id = listing.contact_id", list[Any]())
-    sees = Asked(caller, wanted.as_of).of_now([*visible(caller, Permission.VIEW_CONTACT)[1:], is_theirs])
-    columns = (", ".join((*SHOWN_COLUMNS, f"{sees[0]} as sees_contact")), sees[1])
+    is_theirs = ("now.id = listing.id and now.contact_id = listing.contact_id", list[Any]())
+    of_now, given = all_of([*visible(caller, Permission.VIEW_CONTACT), is_theirs])
+    # A scalar: an `exists` might read all conversations at once, for the few rows of a page.
+    sees = f"coalesce((select true from listing now where {of_now}), false) as sees_contact"
+    columns = (", ".join((*SHOWN_COLUMNS, sees)), given)
     unchanged = all_of([past_query.unchanged(wanted.as_of), rows])
     return [
         _Source(caller, columns, ours, versions, wanted.as_of, held_at=wanted.as_of),
