@@ -87,7 +87,7 @@ class Asked:
         return [self.of_now(conditions)] if conditions and self.of_versions else conditions
 
     def of_now(self, conditions: Sequence[Sql]) -> Sql:
-        """That ``conditions`` hold for the row of now; looked up, for where they do not `in` compares each with all."""
+        """That ``conditions`` hold for the row of now. No `id in (…)`: denied, it compares each with a list of all."""
         text, values = all_of([visible(self.caller)[0], ("now.id = listing.id", []), *conditions])
         return f"exists (select from listing now where {text})", values
 

@@ -324,13 +324,13 @@ def sleeps_with_records_in_its_hands(kind: str, conninfo: str, servers: str, dir
             group.leave(process)
 
 
-@pytest.mark.skipif(not CAMPAIGN, reason="a campaign")
+@pytest.mark.skipif(not CAMPAIGN, reason="sleeps out a session, twice: run by make faults")
 def test_a_zombie_changes_nothing(database: str, kafka_bootstrap: str, tmp_path: Path) -> None:
     sleeps_with_records_in_its_hands("sleepy", database, kafka_bootstrap, tmp_path)
     check_that_all_agree(database)
 
 
-@pytest.mark.skipif(not CAMPAIGN, reason="a campaign")
+@pytest.mark.skipif(not CAMPAIGN, reason="sleeps out a session, twice: run by make faults")
 def test_canary_a_zombie_that_does_not_compare_doubles(database: str, kafka_bootstrap: str, tmp_path: Path) -> None:
     sleeps_with_records_in_its_hands("unfenced", database, kafka_bootstrap, tmp_path)
     with pytest.raises(AssertionError):
