@@ -1,9 +1,12 @@
 """What a page and the counts of the listing cost as of a random past moment, against the same ones of now.
 
 The real log is folded as if each event had been recorded when it happened; the versions that this leaves are copied
-with the conversations. Asked as the API asks: under row-level security, over one connection, rows read.
+with the conversations. Asked as the API asks: under row-level security, over one connection, rows read. First the
+benchmark's filters of the listing, each at many moments; then any filter at any moment, drawn anew each time.
 """
 
+import json
+import random
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
@@ -18,6 +21,7 @@ from adapters.postgres import connect
 from benchmarks.listing import ADVANCED, BAR, PAGE, _Reader, _seconds, _sort
 from benchmarks.many_conversations import drop_indexes, fill, grow
 from benchmarks.measuring import Bench, table
+from benchmarks.random_filters import some_filter
 from projections import past, past_query
 from projections.filters import FILTER
 from projections.listing import Listing
@@ -41,6 +45,7 @@ def run(bench: Bench) -> None:
         _copy_versions(conninfo)
         with closing(_Reader(conninfo, workspace_id)) as reader:
             _measure(reader, size, rounds=5 if bench.is_quick else 20)
+            _measure_any(reader, size, draws=50 if bench.is_quick else 1_000)
 
 
 def _record_as_it_happened(conninfo: str, workspace_id: UUID) -> None:
@@ -116,6 +121,39 @@ def _measure(reader: _Reader, size: int, rounds: int) -> None:
             f"- goal: {what} as of then < {GOAL:g} x now: median {median(ratios.values()):.1f}; over: {over}",
             flush=True,
         )
+
+
+def _measure_any(reader: _Reader, size: int, draws: int) -> None:
+    """Any filter at any moment, each asked once."""
+    chance = random.Random(2)
+    pairs: dict[str, list[tuple[float, float, str]]] = {"page": [], "counts": []}
+    stopped = 0
+    for _ in range(draws):
+        given = some_filter(chance, reader.rows)
+        wanted, as_of = FILTER.validate_python(given), reader.value("last_activity_at")
+        page = Page(wanted, limit=PAGE)
+        try:
+            now, then = (_seconds(reader, pages(reader.caller, each)[0]) for each in (page, replace(page, as_of=as_of)))
+            counted = _seconds(reader, counts(reader.caller, wanted))
+            counted_then = _seconds(reader, counts(reader.caller, wanted, as_of=as_of))
+        except psycopg.errors.QueryCanceled:  # as the API answers: too long
+            stopped += 1
+            continue
+        pairs["page"].append((now, then, json.dumps(given)))
+        pairs["counts"].append((counted, counted_then, json.dumps(given)))
+    rows = []
+    for what, found in pairs.items():
+        ratios = sorted(then / now for now, then, _ in found)
+        together = sum(then for _, then, _ in found) / sum(now for now, _, _ in found)
+        tenth, last = quantiles(ratios, n=10)[8], quantiles((then for _, then, _ in found), n=100)[98]
+        rows.append((what, together, median(ratios), tenth, sum(each > GOAL for each in ratios), last * 1e3))
+    columns = ("", "all together", "ratio p50", "ratio p90", f"over {GOAL:g}", "then p99 ms")
+    table(
+        f"{draws:,} random filters and moments, among {size:,}; {stopped} stopped at the limit of time", columns, rows
+    )
+    for what, found in pairs.items():
+        worst = sorted(found, key=lambda each: each[1] / each[0])[-5:]
+        print(f"- furthest off, {what}: {'; '.join(f'{t * 1e3:.0f} ms for {n * 1e3:.1f}: {f}' for n, t, f in worst)}")
 
 
 def _row(now: list[float], then: list[float]) -> tuple[float, float, float, float]:

@@ -66,8 +66,10 @@ create table past (
 create index on past (workspace_id, node, status, until, recorded_at)
     include (id, opened_at, last_activity_at, finalized_at, channel, sector_id, agent_id, priority, unread,
              waiting_from, waiting_seconds, resolution_seconds, episode_started_at, waiting_since,
-             first_response_seconds);
--- What few have is found by itself. Nothing stands in an index that may be longer than one takes, as labels may.
+             first_response_seconds, contact_id, bot, opened_by, finalized_from, finalized_by, finalized_cause, episode,
+             transfers, reopenings, messages_received, messages_sent, notes);
+-- What few have is found by itself. Nothing stands in an index that may be longer than one takes, as labels and an
+-- outcome may.
 create index on past (workspace_id, agent_id, node, until, recorded_at) where agent_id is not null;
 create index on past (workspace_id, bot, node, until, recorded_at) where bot is not null;
 create index on past (workspace_id, contact_id);

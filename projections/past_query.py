@@ -75,6 +75,8 @@ def is_narrow(wanted: Filter) -> bool:
             return True
         case Condition(field="unanswered", operator=Operator.IS, value=True):
             return True
+        case Condition(field="bot" | "unanswered_since", operator=Operator.IS_SET):
+            return True
         case Condition(field="reopenings", operator=Operator.GREATER, value=value):
             return bool(value >= 0)
         case Condition(field="finalized_from", operator=Operator.IS | Operator.IN, value=value):
