@@ -28,10 +28,12 @@ from adapters.live import Live, LogTopic, Subscriber
 from adapters.live_listing import ListingTopic
 from adapters.presence import Presences
 from api.access import QUERY_PROBLEMS, authenticate, needs
+from api.conversations import ConversationId
 from api.history import SCANNED, event_view, require_all
-from api.listing import BarParameters, ConversationId, Written, filter_of, message_view
+from api.listing import BarParameters, filter_of
 from api.problems import UnauthenticatedError
 from api.queries import AtLeast, Position, fetch, fetch_status, invalid, wait_for
+from api.reading import Written, message_view
 from domain import permissions
 from domain.conversation import ConversationEvent
 from domain.envelope import RecordedEvent

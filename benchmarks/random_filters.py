@@ -74,7 +74,7 @@ def _some_value(chance: random.Random, rows: Sequence[Row], field: str, operator
         nothing = {Kind.TIME: rows[start]["opened_at"], Kind.DURATION: 60}
         value = CHOICES[field][0] if field in CHOICES else nothing.get(kind, "nothing")
     if kind is Kind.RANK:
-        return list(Priority)[value].value
+        return list(Priority)[int(value)].value
     if operator in {Operator.CONTAINS, Operator.NOT_CONTAINS, Operator.STARTS_WITH}:
         if kind is Kind.SEARCH:
             return str(value)

@@ -12,7 +12,7 @@ from in_process import carry_out, id_of, prepare, project, serving
 
 from adapters.command_handler import CommandHandler
 from adapters.identity import digest
-from api import app, demo, listing, queries
+from api import app, demo, listing, queries, reading
 from domain.commands import Command, IssueToken, OpenConversation, ReceiveMessage, Transfer
 from domain.events import Actor, ActorKind
 
@@ -71,7 +71,7 @@ def test_what_is_said_after_it_left_the_scope_is_not_read_although_the_listing_l
 
 def test_canary_read_to_the_end_of_the_log_it_is(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     let_it_leave(served)
-    monkeypatch.setattr(listing, "readable_until", lambda *_: 2**62)
+    monkeypatch.setattr(reading, "readable_until", lambda *_: 2**62)
     assert read(served) == ["before", "after"]
 
 
