@@ -25,7 +25,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
-from adapters.command_handler import Outcome, Request, UnavailableError
+from adapters.command_handler import UnavailableError
+from adapters.deciding import Outcome, Request
 from adapters.identity import Identity
 from adapters.writer import QueueFullError, Writer
 from domain.commands import (

@@ -9,8 +9,9 @@ from uuid import uuid4
 
 import psycopg
 
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
 from adapters.contact_keys import ContactKeys, Person, as_json
+from adapters.deciding import Request
 from adapters.postgres import LIMITS, connect
 from adapters.projector import READ_MODELS
 from domain.commands import EraseContact

@@ -13,7 +13,8 @@ from queue import SimpleQueue
 
 from prometheus_client import Counter, Histogram
 
-from adapters.command_handler import Answer, CommandHandler, Outcome, Request, UnavailableError
+from adapters.command_handler import CommandHandler, UnavailableError
+from adapters.deciding import Answer, Outcome, Request
 from adapters.presence import Presences
 from domain.commands import Transfer
 from domain.errors import DomainError

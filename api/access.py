@@ -19,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from adapters import command_handler
+from adapters import deciding
 from adapters.identity import Identity
 from adapters.writer import Writer
 from api.problems import Problem, UnauthenticatedError
@@ -134,7 +134,7 @@ class Commanding:
 
     async def execute(
         self, command: Command, id_: UUID, *, surface: Surface | None = None, key: str | None = None
-    ) -> command_handler.Outcome:
+    ) -> deciding.Outcome:
         """The outcome of ``command`` on the aggregate ``id_``, once it is committed.
 
         ``key`` is a further idempotency key, which the command itself brings along.
@@ -149,7 +149,7 @@ class Commanding:
         request_id = self.request.state.request_id
         correlation_id = _form(self._headers, b"correlation-id", _UUID)
         handling: Writer = self.request.app.state.writer
-        asked = command_handler.Request(
+        asked = deciding.Request(
             stream=Stream(self.caller.workspace_id, command.STREAM, id_),
             command=command,
             caller=self.caller,
@@ -265,7 +265,7 @@ def _parse(validate: Callable[[Any], Any], value: Any, *place: str) -> Any:
         raise RequestValidationError([{**e, "loc": (*place, *e["loc"])} for e in found]) from None
 
 
-def answer(outcome: command_handler.Outcome, status: int = 200, location: str | None = None) -> Response:
+def answer(outcome: deciding.Outcome, status: int = 200, location: str | None = None) -> Response:
     """The outcome as a response, its version as the ETag."""
     body: dict[str, Any] = {
         "id": outcome.stream_id,

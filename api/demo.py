@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from adapters.identity import digest
 from domain.commands import (
     AddLabel,

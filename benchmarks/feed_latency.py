@@ -22,7 +22,8 @@ from uuid import UUID, uuid4
 import psycopg
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from adapters.event_log import EventLog
 from adapters.kafka_broker import KafkaBroker, KafkaUnavailableError
 from adapters.kafka_position import PublisherSettings

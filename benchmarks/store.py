@@ -18,7 +18,8 @@ from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg.conninfo import conninfo_to_dict
 
-from adapters.command_handler import Answer, CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Answer, Request
 from adapters.event_log import EventLog, EventRow
 from adapters.writer import Writer
 from benchmarks.limit import INSERT, LIMITS, Limit

@@ -5,8 +5,9 @@ Invariant: a stored note is about 300 bytes, as the measurements that the archit
 
 from uuid import UUID, uuid4
 
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
 from adapters.contact_keys import ContactKeys
+from adapters.deciding import Request
 from api.keys import contact_keys_of
 from api.settings import Settings
 from domain.commands import AddNote, Command, OpenConversation, RegisterContact

@@ -11,7 +11,8 @@ from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 import httpx
 from contact_keyring import keys_of
 
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from adapters.projector import Projector, create_missing
 from api.app import create_app
 from api.settings import Settings

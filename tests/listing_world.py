@@ -16,7 +16,8 @@ from contact_keyring import keys_of
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from adapters.projector import Projector, create_missing
 from domain.commands import (
     AddLabel,

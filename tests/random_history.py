@@ -9,7 +9,8 @@ from uuid import UUID, uuid4
 
 from contact_keyring import keys_of
 
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from domain.commands import (
     AddLabel,
     AddNote,

@@ -18,7 +18,8 @@ from time import monotonic, sleep
 from typing import BinaryIO, Protocol, Self
 from uuid import UUID, uuid4, uuid5
 
-from adapters.command_handler import Answer, Outcome, Request, UnavailableError
+from adapters.command_handler import UnavailableError
+from adapters.deciding import Answer, Outcome, Request
 from adapters.importers.report import Rejected, Report
 from domain.commands import AddNote, Command
 from domain.envelope import Stream, StreamType

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adapters import postgres
-from adapters.command_handler import CommandHandler, Outcome, Request
+from adapters.command_handler import CommandHandler
 from adapters.contact_keys import ContactKeys
+from adapters.deciding import Outcome, Request
 from adapters.erasures import reconcile
 from adapters.master_keys import NO_MASTER_KEYS
 from adapters.projector import Projector, create_missing

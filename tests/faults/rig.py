@@ -23,7 +23,8 @@ from psycopg.conninfo import make_conninfo
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from contact_keyring import keys_of
 
-from adapters.command_handler import CommandHandler, Outcome, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Outcome, Request
 from adapters.event_log import EventLog
 from adapters.postgres import migrate
 from adapters.projector import READ_MODELS, Projector, create_missing

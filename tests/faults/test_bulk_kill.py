@@ -21,7 +21,8 @@ import httpx
 import pytest
 from rig import CAMPAIGN, ROOT, handling, project_all, query, wait_until
 
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from adapters.event_log import EventLog
 from api import demo
 from domain.commands import Command, OpenConversation, Reopen

@@ -36,7 +36,8 @@ from rig import (
     wait_until,
 )
 
-from adapters.command_handler import Answer, CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Answer, Request
 from adapters.projector import Projector, lock_position, move_position
 from api import demo
 from projections.read_model import ReadModel

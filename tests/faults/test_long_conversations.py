@@ -12,7 +12,8 @@ import pytest
 from rig import SYSTEM, conversation, do, handling, opening, query, request
 
 from adapters import codec
-from adapters.command_handler import SNAPSHOT_EVERY, CommandHandler, Outcome
+from adapters.command_handler import CommandHandler
+from adapters.deciding import SNAPSHOT_EVERY, Outcome
 from domain.commands import AddLabel, AddNote
 from domain.envelope import StreamType
 

@@ -19,7 +19,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rig import SYSTEM, Postgres, conversation, do, handling, head, opening, query, request
 
-from adapters.command_handler import CommandHandler, Outcome, OutcomeUnknownError, UnavailableError
+from adapters.command_handler import CommandHandler, OutcomeUnknownError, UnavailableError
+from adapters.deciding import Outcome
 from adapters.event_log import EventRow
 from domain.commands import AddLabel, AddNote
 from domain.errors import IdempotencyKeyReusedError, VersionConflictError

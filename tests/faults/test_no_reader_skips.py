@@ -23,7 +23,8 @@ import pytest
 from rig import CAMPAIGN, CONTACT, REGISTER, SYSTEM, do, handling, head, opening, query, request
 
 from adapters import command_handler
-from adapters.command_handler import CommandHandler, Outcome, Request, UnavailableError
+from adapters.command_handler import CommandHandler, UnavailableError
+from adapters.deciding import Outcome, Request
 from adapters.event_log import EventLog, EventRow
 from adapters.postgres import APPEND_LOCK
 from domain.commands import AddNote

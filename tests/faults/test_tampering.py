@@ -26,7 +26,8 @@ from rig import CALLER, CAMPAIGN, CONTACT, REGISTER, conversation, handling, ope
 from adapters import bundle, checkpoints
 from adapters.bundle import AlteredError, verify
 from adapters.checkpoints import SigningKey, VerifierKey
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from adapters.event_log import COLUMNS, EventRow, append, event_row
 from adapters.projector import Projector, create_missing
 from domain.commands import AddNote, Command

@@ -15,8 +15,9 @@ from contact_keyring import keys_of
 from psycopg.conninfo import make_conninfo
 
 from adapters.checking import check, gaps
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
 from adapters.contact_keys import beside
+from adapters.deciding import Request
 from adapters.event_log import EventLog
 from adapters.projector import READ_MODELS, Projector, create_missing
 from api import demo

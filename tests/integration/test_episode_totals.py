@@ -19,7 +19,8 @@ from in_process import id_of, prepare, project
 from naive_episodes import episodes
 from psycopg.rows import dict_row
 
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from api import metrics
 from domain.commands import (
     Assume,

@@ -23,7 +23,8 @@ from contact_keyring import keys_of, rows_in_clear
 from psycopg.conninfo import make_conninfo
 from servicenow_reading import CHANGES, WORKSPACE, check_import, load, reading, recorded
 
-from adapters.command_handler import Answer, CommandHandler, Request, UnavailableError
+from adapters.command_handler import CommandHandler, UnavailableError
+from adapters.deciding import Answer, Request
 from adapters.event_log import EventRow
 from adapters.importers import ImportStoppedError, import_file, loading
 

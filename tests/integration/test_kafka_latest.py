@@ -29,7 +29,8 @@ from feed import (
 )
 
 from adapters.cloud_events import Message, MessageMaker
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from adapters.event_log import EventLog
 from adapters.kafka_latest import LatestStates
 from adapters.kafka_publisher import Publisher, PublisherFailedError, PublisherSettings

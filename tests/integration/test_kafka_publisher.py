@@ -37,7 +37,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from adapters.cloud_events import partition_of
-from adapters.command_handler import CommandHandler, Request
+from adapters.command_handler import CommandHandler
+from adapters.deciding import Request
 from adapters.kafka_publisher import (
     Publisher,
     PublisherFailedError,

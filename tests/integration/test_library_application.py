@@ -30,8 +30,9 @@ from eventsourcing.projection import ApplicationSubscription, Projection, Projec
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from adapters import codec, sealing
-from adapters.command_handler import CommandHandler, Outcome, Request
+from adapters.command_handler import CommandHandler
 from adapters.contact_keys import KeyMissingError
+from adapters.deciding import Outcome, Request
 from adapters.event_log import EventLog
 from adapters.postgres import APPEND_LOCK, WRITER_LIMITS
 from adapters.recorder import Database, PositionRecorder, Recorder, StreamEvent, projector
