@@ -47,12 +47,10 @@ from projections.search_words import (
 )
 from projections.sql import NOTHING, Sql, all_of, any_of
 
-_CONTACT_COLUMNS = {
+COLUMNS = {
     "contact.name": "contact_name",
     "contact.phone": "contact_phones",
     "contact.email": "contact_emails",
-}
-_COLUMNS = _CONTACT_COLUMNS | {
     "sector": "sector_id",
     "agent": "agent_id",
     "contact": "contact_id",
@@ -175,7 +173,7 @@ def _search(query: Query) -> Sql:
 
 
 def _on_the_row(field: str, operator: Operator, value: Any, now: datetime) -> Sql:
-    kind, column = kind_of(field), _COLUMNS.get(field, field)
+    kind, column = kind_of(field), COLUMNS.get(field, field)
     match kind:
         case Kind.ATTRIBUTE:
             prefix = next(prefix for prefix in ATTRIBUTES if field.startswith(prefix))
