@@ -219,6 +219,8 @@ def open_checkpoint(note: str, key: VerifierKey, witnesses: Sequence[VerifierKey
     """
     text, signatures = parse_note(note)
     checkpoint = Checkpoint.parse(text)
+    if key.type != LOG:
+        raise NoteError(f"the key of {key.name} is a witness's, and only the log's own says what it has")
     if checkpoint.origin != key.name:
         raise NoteError(f"it is of the log {checkpoint.origin}, the key is of {key.name}")
     for signer in (key, *witnesses):

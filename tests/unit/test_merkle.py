@@ -332,6 +332,15 @@ def test_a_witness_adds_a_line_and_the_log_need_not_know_it() -> None:
     assert not witness.has_signed(text, moved)
 
 
+def test_what_only_witnesses_have_signed_is_no_checkpoint_of_the_log_whatever_name_they_bear() -> None:
+    text, signatures = parse_note(KEY.cosign(KEY.sign(CHECKPOINT), CHECKPOINT.origin, 1_700_000_000))
+    cosigned = text + "\n" + signatures[-1].line()
+    key = KEY.verifier(CHECKPOINT.origin, WITNESS)
+    assert key.has_signed(text, signatures[-1])
+    with pytest.raises(NoteError, match="witness's"):
+        open_checkpoint(cosigned, VerifierKey.parse(key.text()))
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
