@@ -128,15 +128,18 @@ def compiled(wanted: Filter, asked: Asked, *, holds: bool = True) -> Sql:
 def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
     """``condition`` with ``operator``, which is no negation, in place of its own."""
     field, value = condition.field, condition.value
-    if asked.of_versions and (field in _READ_NOW or kind_of(field) is Kind.ATTRIBUTE or looks_at_the_contact(field)):
-        return asked.of_now([_condition(condition, operator, replace(asked, of_versions=False))])
+    is_of_now = asked.of_versions and (
+        field in _READ_NOW or kind_of(field) is Kind.ATTRIBUTE or looks_at_the_contact(field)
+    )
     if field == "text":
-        return _text_search(value, asked.caller)
-    row = _on_the_row(field, operator, value, asked.now)
-    conditions = [*_words_in(field, operator, value), row]
+        conditions = [_text_search(value, asked.caller)]
+    else:
+        conditions = [_on_the_row(field, operator, value, asked.now)]
+        if not is_of_now:  # by its id the row is found without them
+            conditions = [*_words_in(field, operator, value), *conditions]
     if looks_at_the_contact(field):  # elsewhere the contact is not shown: there is nothing for it to compare
-        conditions += asked.reach(Permission.VIEW_CONTACT)
-    return all_of(conditions)
+        conditions += replace(asked, of_versions=False).reach(Permission.VIEW_CONTACT)
+    return asked.of_now(conditions) if is_of_now else all_of(conditions)
 
 
 _READ_NOW = {"text", "protocol", "subject"}
