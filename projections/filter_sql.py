@@ -139,6 +139,8 @@ def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
             conditions = [*_words_in(field, operator, value), *conditions]
     if looks_at_the_contact(field):  # elsewhere the contact is not shown: there is nothing for it to compare
         conditions += replace(asked, of_versions=False).reach(Permission.VIEW_CONTACT)
+    if field == "waiting_since" and asked.of_versions:  # these stand together in the index
+        conditions.append(("status = 'pending'", []))
     return asked.of_now(conditions) if is_of_now else all_of(conditions)
 
 

@@ -67,7 +67,7 @@ create index on past (workspace_id, node, status, until, recorded_at)
     include (id, opened_at, last_activity_at, finalized_at, channel, sector_id, agent_id, priority, unread,
              waiting_from, waiting_seconds, resolution_seconds, episode_started_at, waiting_since,
              first_response_seconds, contact_id, bot, opened_by, finalized_from, finalized_by, finalized_cause, episode,
-             transfers, reopenings, messages_received, messages_sent, notes);
+             transfers, reopenings, messages_received, messages_sent, unanswered_since); -- 32 columns, the most
 -- What few have is found by itself. Nothing stands in an index that may be longer than one takes, as labels and an
 -- outcome may.
 create index on past (workspace_id, agent_id, node, until, recorded_at) where agent_id is not null;

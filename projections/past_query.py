@@ -75,7 +75,9 @@ def is_narrow(wanted: Filter) -> bool:
             return True
         case Condition(field="unanswered", operator=Operator.IS, value=True):
             return True
-        case Condition(field="bot" | "unanswered_since", operator=Operator.IS_SET):
+        case Condition(field="unanswered_since", operator=operator):
+            return operator is not Operator.IS_NOT_SET
+        case Condition(field="bot", operator=Operator.IS_SET):
             return True
         case Condition(field="reopenings", operator=Operator.GREATER, value=value):
             return bool(value >= 0)
