@@ -102,8 +102,11 @@ def project_all(database: str, topic: list[list[Record]], topic_id: str = "a top
     everything = list(range(len(topic)))
     with closing(shares_of(database, topic_id)) as projector, closing(keeper_of(database)) as keeper:
         projector.take(everything)
+        before: list[object] = []
         while batch := some_of(projector, topic, everything, 500):
+            assert before[-2:] != [batch, batch], "a read model has halted, and goes back to the same records for ever"
             projector.project(batch)
+            before.append(batch)
         while keeper.advance_all():
             pass
         position, head = keeper.lags()
@@ -150,8 +153,8 @@ def test_shares_in_any_order_and_by_anybody_give_the_naive_rows(database: str, s
 # Ids that are in two workspaces
 
 
-def test_the_same_ids_in_two_workspaces_are_two_conversations(database: str) -> None:
-    """`tests/integration/test_kafka_projector.py` has them on a real Kafka."""
+def check_two_workspaces(database: str) -> None:
+    """Two take turns at conversations and contacts that have the same ids in both."""
     create_missing(database)
     a_random_history(database, 3, commands=600, workspaces=TWO_WORKSPACES)
     divide(database)
@@ -166,6 +169,23 @@ def test_the_same_ids_in_two_workspaces_are_two_conversations(database: str) -> 
             projector.project(some_of(projector, topic, everything, 30))
     project_all(database, topic)
     check_that_all_agree(database)
+
+
+def test_the_same_ids_in_two_workspaces_are_two_conversations(database: str) -> None:
+    """`tests/integration/test_kafka_projector.py` has them on a real Kafka."""
+    check_two_workspaces(database)
+
+
+def test_canary_a_row_that_is_found_by_its_id_alone_is_noticed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = shared_listing.load
+
+    def load_by_id(connection: Any, keys: Any) -> Any:
+        first = load(connection, {(TWO_WORKSPACES[0], id_) for _, id_ in keys})
+        return {key: first[TWO_WORKSPACES[0], key[1]] for key in keys if (TWO_WORKSPACES[0], key[1]) in first}
+
+    monkeypatch.setattr(shared_listing, "load", load_by_id)
+    with pytest.raises(AssertionError):
+        check_two_workspaces(database)
 
 
 # Who knows nothing of what others did
