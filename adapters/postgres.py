@@ -54,6 +54,8 @@ QUERY_LIMITS = LIMITS | {
     "statement_timeout": "10s",
     # A plan for any value of a filter is far worse than the one for this value (``make bench-listing``).
     "plan_cache_mode": "force_custom_plan",
+    # Workers take longer to begin than most queries last, and the processors that they would take are somebody's.
+    "max_parallel_workers_per_gather": "0",
 }
 WRITER_LIMITS = LIMITS | {
     "lock_timeout": "5s",
