@@ -26,7 +26,8 @@ def test_sectors_come_before_agents_each_by_name_on_pages_that_fit_together(api:
         names = [each["name"] for each in found if each["kind"] == kind]
         assert names == sorted(names, key=words)
         assert own <= {each["id"] for each in found if each["kind"] == kind}
-    assert api.items(PATH, limit=2) == found
+    # Queues are left out: what other tests have just done may still be on its way to them.
+    assert [each["id"] for each in api.items(PATH, limit=2)] == [each["id"] for each in found]
 
 
 def test_names_are_found_by_the_beginnings_of_words_accents_or_not(api: Client) -> None:

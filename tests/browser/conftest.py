@@ -202,6 +202,8 @@ def visiting(chromium: Browser, service: Any) -> Iterator[Visiting]:
     yield come
     for each in visits:
         print("was at", each.page.url)  # noqa: T201  # shown where a test failed
+        for page in each.context.pages:
+            page.unroute_all(behavior="ignoreErrors")  # what a test answers itself may still be asked for
         each.context.close()
     assert [complaint for each in visits for complaint in each.complaints] == []
 
