@@ -134,9 +134,8 @@ def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
     if field == "text":
         conditions = [_text_search(value, asked.caller)]
     else:
-        conditions = [_on_the_row(field, operator, value, asked.now)]
-        if not is_of_now:  # by its id the row is found without them
-            conditions = [*_words_in(field, operator, value), *conditions]
+        words_ = [] if is_of_now else _words_in(field, operator, value)  # by its id the row is found without them
+        conditions = [*words_, _on_the_row(field, operator, value, asked.now)]
     if looks_at_the_contact(field):  # elsewhere the contact is not shown: there is nothing for it to compare
         conditions += replace(asked, of_versions=False).reach(Permission.VIEW_CONTACT)
     if field == "waiting_since" and asked.of_versions:  # these stand together in the index

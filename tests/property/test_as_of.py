@@ -217,6 +217,7 @@ def check_counts(whole: Past, who: Caller, wanted: Any, moment: datetime, rows: 
         }, (moment, wanted, who)
 
 
+@pytest.mark.faults  # for its full size
 def test_as_of_any_moment_any_filter_sort_and_scope_finds_what_a_naive_fold_up_to_it_finds(whole: Past) -> None:
     chance = random.Random(7)
     found = [check(whole, chance) for _ in range(MOMENTS)]
