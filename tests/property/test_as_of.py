@@ -46,7 +46,7 @@ from domain.commands import RegisterContact
 from domain.envelope import StreamType
 from domain.permissions import Caller, Permission, Scope
 from projections import past, past_query
-from projections.filters import FILTER
+from projections.filters import FIELDS, FILTER, Kind, Operator
 from projections.listing import Listing
 from projections.listing_query import Page, Sort, counts, pages
 
@@ -154,6 +154,11 @@ def some_moment(whole: Past, chance: random.Random) -> datetime:
     )
 
 
+def some_condition(chance: random.Random, field: str, kind: Kind, operator: Operator) -> dict[str, Any]:
+    value = chance.choice(every_value(field, kind, operator))
+    return {"field": field, "operator": operator.value} | ({} if value is None else {"value": value})
+
+
 def some_filter(chance: random.Random, depth: int = 0) -> dict[str, Any]:
     match chance.randrange(8) if depth < 3 else 0:
         case 1:
@@ -163,9 +168,7 @@ def some_filter(chance: random.Random, depth: int = 0) -> dict[str, Any]:
         case 3:
             return {"not": some_filter(chance, depth + 1)}
         case _:
-            field, kind, operator = chance.choice(PAIRS)
-            value = chance.choice(every_value(field, kind, operator))
-            return {"field": field, "operator": operator.value} | ({} if value is None else {"value": value})
+            return some_condition(chance, *chance.choice(PAIRS))
 
 
 def auditor(whole: Past, view: Scope, view_contact: Scope | None, history: Scope) -> Caller:
@@ -184,9 +187,9 @@ def expected(whole: Past, moment: datetime, wanted: dict[str, Any], *scopes: Sco
     ]
 
 
-def check(whole: Past, chance: random.Random) -> int:
+def check(whole: Past, chance: random.Random, wanted: dict[str, Any] | None = None) -> int:
     """Compare at one moment: rows and order for one filter, and counts; by whichever way leads to them."""
-    moment, wanted = some_moment(whole, chance), some_filter(chance)
+    moment, wanted = some_moment(whole, chance), wanted or some_filter(chance)
     scopes = (*chance.choice(WHO), chance.choice((Scope.ALL, Scope.ALL, Scope.SECTOR)))
     who, rows = auditor(whole, *scopes), expected(whole, moment, wanted, *scopes)
     with pytest.MonkeyPatch.context() as patch:
@@ -222,6 +225,14 @@ def test_as_of_any_moment_any_filter_sort_and_scope_finds_what_a_naive_fold_up_t
     chance = random.Random(7)
     found = [check(whole, chance) for _ in range(MOMENTS)]
     assert sum(number > 0 for number in found) > MOMENTS / 5
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_as_of_every_field_with_every_operator_finds_what_a_naive_fold_finds(whole: Past, field: str) -> None:
+    chance = random.Random(field)
+    for pair in PAIRS:
+        if pair[0] == field:
+            check(whole, chance, some_condition(chance, *pair))
 
 
 def test_a_row_as_of_a_moment_is_the_naive_row_in_every_column(whole: Past) -> None:
