@@ -32,6 +32,7 @@ from adapters.deciding import (
     written_about,
 )
 from adapters.event_log import COLUMNS, HEAD, EventRow, append, event_row, in_clear, people_of, shown
+from adapters.master_keys import MasterKeysAwayError
 from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, WRITER_LIMITS, Role, connect
 from adapters.sealing import Cipher
 from adapters.writer_keys import WriterKeys
@@ -148,6 +149,10 @@ class CommandHandler:
             except psycopg.errors.LockNotAvailable as error:
                 self._discard_connection()
                 msg = "another writer holds the append lock; try again in a moment"
+                raise UnavailableError(msg) from error
+            except MasterKeysAwayError as error:
+                self._connected().rollback()  # and keep the keys that are known: what needs no other goes on
+                msg = f"{error}; nothing was changed"
                 raise UnavailableError(msg) from error
             except _AWAY as error:
                 self._discard_connection()

@@ -5,8 +5,9 @@ A row without a key is an entry in the ledger of erasures: there was, or might h
 Invariant: a key that was destroyed never comes back, and none takes its place.
 """
 
+import asyncio
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
-from adapters.master_keys import MasterKeys
+from adapters.master_keys import MasterKeys, MasterKeysAwayError, Wrapped
 from adapters.postgres import LIMITS, connect
 from adapters.sealing import KEY_BYTES, Cipher
 
@@ -96,6 +97,10 @@ class Keys(Protocol):
         ...
 
 
+AWAY = (psycopg.OperationalError, MasterKeysAwayError)
+"""Errors of reading the log and of finding keys that say nothing of either: what is needed is not there now."""
+
+
 class KeyMissingError(Exception):
     """The log holds what is sealed with a key that the keys' database never knew: it belongs to another log."""
 
@@ -118,7 +123,7 @@ class ContactKeys:
     def add(self, people: Collection[Person]) -> dict[Person, Cipher | None]:
         """As `find`, after each who has no key and was not erased has got one, for good."""
         made = {person: os.urandom(KEY_BYTES) for person in people}
-        rows = [_wrapped(self.master, person, key) for person, key in made.items()]
+        rows = _wrapped(self.master, list(made.items()))
         added = self.connection().execute(_ADD, (orjson.dumps(rows).decode(),), prepare=True).fetchall()
         found: dict[Person, Cipher | None] = {(row[0], row[1]): Cipher(made[row[0], row[1]]) for row in added}
         return found | self.find([person for person in people if person not in found])
@@ -143,18 +148,17 @@ class ContactKeys:
         connection = self.connection()
         counted = connection.execute(
             "select count(*) from contact_keys where wrapped is not null and master_key_id <> %s",
-            (self.master.current,),
+            (self.master.current(),),
         ).fetchone()
         total, done = (counted[0] if counted else 0), 0
         while True:
             with connection.transaction():
-                rows = connection.execute(_OTHERWISE_WRAPPED, (self.master.current, _BATCH)).fetchall()
+                # Asked each time: a service may have gone on to another one meanwhile.
+                rows = connection.execute(_OTHERWISE_WRAPPED, (self.master.current(), _BATCH)).fetchall()
                 if not rows:
                     return done
-                anew = [
-                    _wrapped(self.master, row[:2], self.master.unwrap(row[3], bytes(row[2]), _owner(row[:2])))
-                    for row in rows
-                ]
+                keys = self.master.unwrap([_as_stored(row) for row in rows])
+                anew = _wrapped(self.master, list(zip([row[:2] for row in rows], keys, strict=True)))
                 connection.execute(_REWRAP, (orjson.dumps(anew).decode(),))
             done += len(rows)
             progress(done, total)
@@ -187,7 +191,8 @@ class KeyReader:
             return {}
         async with self._pool.connection() as connection:
             cursor = await connection.execute(FIND, (as_json(people),))
-            return unwrapped(self._master, await cursor.fetchall())
+            rows = await cursor.fetchall()
+        return await asyncio.to_thread(unwrapped, self._master, rows)  # which may wait for a service
 
 
 class _NoKeys:
@@ -199,24 +204,27 @@ NO_KEYS: Keys = _NoKeys()
 """For who must not take what is sealed for what says nothing: it fails."""
 
 
-def unwrapped(master: MasterKeys, rows: Iterable[tuple[Any, ...]]) -> dict[Person, Cipher | None]:
+def unwrapped(master: MasterKeys, rows: Sequence[tuple[Any, ...]]) -> dict[Person, Cipher | None]:
     """What `FIND` found, ready for use."""
-    return {
-        (workspace_id, contact_id): None
-        if wrapped is None
-        else Cipher(master.unwrap(name, bytes(wrapped), _owner((workspace_id, contact_id))))
-        for workspace_id, contact_id, wrapped, name in rows
-    }
+    found: dict[Person, Cipher | None] = {row[:2]: None for row in rows}
+    whole = [row for row in rows if row[2] is not None]
+    for row, key in zip(whole, master.unwrap([_as_stored(row) for row in whole]), strict=True):
+        found[row[:2]] = Cipher(key)
+    return found
 
 
-def _wrapped(master: MasterKeys, person: Person, key: bytes) -> dict[str, Any]:
-    wrapped = master.wrap(key, _owner(person)).hex()
-    return {
-        "workspace_id": person[0],
-        "contact_id": person[1],
-        "wrapped": wrapped,
-        "master_key_id": master.current,
-    }
+def _as_stored(row: tuple[Any, ...]) -> Wrapped:
+    workspace_id, contact_id, wrapped, name = row
+    return Wrapped(name, bytes(wrapped), _owner((workspace_id, contact_id)))
+
+
+def _wrapped(master: MasterKeys, keys: Sequence[tuple[Person, bytes]]) -> list[dict[str, Any]]:
+    """The rows of ``keys``."""
+    wrapped = master.wrap([(_owner(person), key) for person, key in keys])
+    return [
+        {"workspace_id": person[0], "contact_id": person[1], "wrapped": each.key.hex(), "master_key_id": each.master}
+        for (person, _), each in zip(keys, wrapped, strict=True)
+    ]
 
 
 def _owner(person: Person) -> bytes:

@@ -14,11 +14,10 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
-import psycopg
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from adapters.contact_keys import ContactKeys
+from adapters.contact_keys import AWAY, ContactKeys
 from adapters.kafka_topics import TopicSettings, find_events_topic
 from adapters.postgres import Role, connect
 from adapters.projector import BATCH_SIZE, READ_MODELS, Projector
@@ -77,8 +76,8 @@ class KafkaProjector:
                 except KafkaError as error:
                     log.warning("Kafka at %s: %r; trying again", self._settings.bootstrap_servers, error)
                     stop.wait(1.0)
-                except psycopg.OperationalError as error:
-                    log.warning("database connection lost, trying again: %s", error)
+                except AWAY as error:
+                    log.warning("connection lost, trying again: %s", error)
                     stop.wait(1.0)
             if not stop.is_set():
                 message = "the projector of what is not on the topic has ended; see above"
@@ -169,8 +168,8 @@ class KafkaProjector:
             except FencedError as error:
                 log.warning("%s; going on from where they are", error)
                 self._is_assigned_anew = True
-            except psycopg.OperationalError as error:
-                log.warning("database connection lost, trying again: %s", error)
+            except AWAY as error:
+                log.warning("connection lost, trying again: %s", error)
                 self._shares.discard_connection()
                 keeper.discard_connections()
                 self._is_assigned_anew = True

@@ -18,7 +18,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from adapters.command_handler import UnavailableError
-from adapters.contact_keys import KeyReader
+from adapters.contact_keys import AWAY, KeyReader
 from adapters.event_log import COLUMNS, EventRow, event_row, opened, people_of, recorded
 from adapters.live_listing import ListingTopic, Rows, changed_between
 from adapters.postgres import LIMITS, LISTING_CHANNEL, LOG_CHANNEL, Role, with_settings
@@ -42,7 +42,7 @@ QUEUE_LIMIT = 1_000
 
 SENT_AT_ONCE_BYTES = 65_536
 
-_AWAY = (psycopg.Error, PoolTimeout, TooManyRequests)
+_AWAY = (psycopg.Error, PoolTimeout, TooManyRequests, *AWAY)
 _POSITIONS = """
 select (select coalesce(max(position), 0) from events),
        (select position from projection_positions where name = 'listing')"""
@@ -228,7 +228,7 @@ class Live:
                 async with await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
                     await self._follow(connection)
             except _AWAY as error:
-                log.warning("streams wait for the database: %s", error)
+                log.warning("streams wait, their source is away: %s", error)
                 await asyncio.sleep(1.0)
 
     async def _follow(self, connection: psycopg.AsyncConnection[Any]) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,21 +21,35 @@ class MasterKeyError(Exception):
     """There is no master key of that name, or it is not what the key was wrapped with."""
 
 
+class MasterKeysAwayError(Exception):
+    """The service that has the master keys cannot be used now; that says nothing of any key."""
+
+
+class Wrapped(NamedTuple):
+    """A contact's key, for its owner only."""
+
+    master: str
+    """The name of the master key."""
+    key: bytes
+    owner: bytes
+
+
 class MasterKeys(Protocol):
-    """The port: a key management service has these two as well."""
+    """The port. Many keys are one call, for that may be a request to a service.
 
-    current: str
-    """The name of the key that wraps from now on."""
+    Each raises `MasterKeyError` or `MasterKeysAwayError`.
+    """
 
-    def wrap(self, key: bytes, owner: bytes) -> bytes:
-        """``key``, wrapped for ``owner`` with the current master key."""
+    def current(self) -> str:
+        """The name of the master key that wraps from now on."""
         ...
 
-    def unwrap(self, name: str, wrapped: bytes, owner: bytes) -> bytes:
-        """The key that was wrapped for ``owner`` with the master key ``name``.
+    def wrap(self, keys: Sequence[tuple[bytes, bytes]]) -> list[Wrapped]:
+        """Each key for its owner, given as (owner, key), in this order, under the current master key."""
+        ...
 
-        Raises `MasterKeyError`.
-        """
+    def unwrap(self, wrapped: Sequence[Wrapped]) -> list[bytes]:
+        """The keys, in this order: all of them or none."""
         ...
 
 
@@ -44,7 +58,7 @@ class LocalMasterKeys:
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._keys = {sha256(b"conversas master key\n" + key).hexdigest()[:16]: AESGCM(key) for key in keys}
-        self.current = next(iter(self._keys))
+        self._current = next(iter(self._keys))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -74,33 +88,58 @@ class LocalMasterKeys:
         except OSError as error:
             raise MasterKeyError(f"{path}: {error.strerror}") from None
 
-    def wrap(self, key: bytes, owner: bytes) -> bytes:
-        """``key``, wrapped for ``owner`` with the current master key."""
-        nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._keys[self.current].encrypt(nonce, key, owner)
+    def current(self) -> str:
+        """The name of the first."""
+        return self._current
 
-    def unwrap(self, name: str, wrapped: bytes, owner: bytes) -> bytes:
-        """The key that was wrapped for ``owner`` with the master key ``name``."""
-        if name not in self._keys:
-            raise MasterKeyError(f"a contact's key is wrapped with the master key {name}, which was not given")
+    def wrap(self, keys: Sequence[tuple[bytes, bytes]]) -> list[Wrapped]:
+        """Each key for its owner, under the first master key."""
+        nonces = [os.urandom(_NONCE_BYTES) for _ in keys]
+        cipher = self._keys[self._current]
+        return [
+            Wrapped(self._current, nonce + cipher.encrypt(nonce, key, owner), owner)
+            for nonce, (owner, key) in zip(nonces, keys, strict=True)
+        ]
+
+    def unwrap(self, wrapped: Sequence[Wrapped]) -> list[bytes]:
+        """The keys."""
+        return [self._unwrap(each) for each in wrapped]
+
+    def _unwrap(self, wrapped: Wrapped) -> bytes:
+        if wrapped.master not in self._keys:
+            raise not_given(wrapped)
         try:
-            return self._keys[name].decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], owner)
-        except InvalidTag:
-            raise MasterKeyError("a contact's key does not open: it was altered, or is another contact's") from None
+            return self._keys[wrapped.master].decrypt(
+                wrapped.key[:_NONCE_BYTES], wrapped.key[_NONCE_BYTES:], wrapped.owner
+            )
+        except (InvalidTag, ValueError):  # the latter where it is too short
+            raise MasterKeyError(NOT_OPENED) from None
 
 
-class _NoMasterKeys:
-    current = "none"
+class NoMasterKeys:
+    """For who only reads the ledger and destroys keys, or has no older master keys."""
 
-    def wrap(self, key: bytes, owner: bytes) -> bytes:  # noqa: ARG002  # as the port says
+    def current(self) -> str:
+        """None has that name."""
         raise MasterKeyError("this needs the master key")
 
-    def unwrap(self, name: str, wrapped: bytes, owner: bytes) -> bytes:  # noqa: ARG002  # as the port says
-        raise MasterKeyError("this needs the master key")
+    def wrap(self, keys: Sequence[tuple[bytes, bytes]]) -> list[Wrapped]:
+        """None, of none."""
+        return [Wrapped(self.current(), key, owner) for owner, key in keys]
+
+    def unwrap(self, wrapped: Sequence[Wrapped]) -> list[bytes]:
+        """None, of none."""
+        for each in wrapped:
+            raise not_given(each)
+        return []
 
 
-NO_MASTER_KEYS: MasterKeys = _NoMasterKeys()
-"""For who only reads the ledger and destroys keys."""
+NOT_OPENED = "a contact's key does not open: it was altered, or is another contact's"
+
+
+def not_given(wrapped: Wrapped) -> MasterKeyError:
+    """What is raised where ``wrapped`` is wrapped with a master key that nobody here has."""
+    return MasterKeyError(f"a contact's key is wrapped with the master key {wrapped.master}, which was not given")
 
 
 def new_master_key() -> str:

@@ -13,7 +13,7 @@ from time import monotonic
 
 import psycopg
 
-from adapters.contact_keys import NO_KEYS, ContactKeys
+from adapters.contact_keys import AWAY, NO_KEYS, ContactKeys
 from adapters.event_log import EventLog, EventRow
 from adapters.postgres import LIMITS, LISTING_CHANNEL, Role, connect
 from adapters.shares import SHARED_MODELS, lock_shares, not_held
@@ -121,8 +121,8 @@ class Projector:
             try:
                 if not self.advance_all():
                     self._log.wait(0.5)
-            except psycopg.OperationalError as error:
-                log.warning("database connection lost, trying again: %s", error)
+            except AWAY as error:
+                log.warning("connection lost, trying again: %s", error)
                 self.discard_connections()
                 stop.wait(1.0)
 
@@ -153,7 +153,7 @@ class Projector:
             return False
         try:
             return self.advance(model, self._batch_size)
-        except psycopg.OperationalError:
+        except AWAY:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
             log.warning("projection %s failed on a batch, trying event by event: %s", model.name, error)
@@ -162,7 +162,7 @@ class Projector:
             for _ in range(self._batch_size):
                 if not self.advance(model, 1):
                     break
-        except psycopg.OperationalError:
+        except AWAY:
             raise
         except Exception as error:
             log.exception("projection %s is halted", model.name)

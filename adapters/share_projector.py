@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 
 from adapters import projector
-from adapters.contact_keys import NO_KEYS, Ciphers, ContactKeys
+from adapters.contact_keys import AWAY, NO_KEYS, Ciphers, ContactKeys
 from adapters.event_log import EventLog, EventRow, readable
 from adapters.postgres import LIMITS, Role, connect
 from adapters.projector import Projector, read_place
@@ -118,7 +118,7 @@ class ShareProjector:
     def project(self, batch: Batch) -> None:
         """Apply to each read model what it lacks of ``batch``, which goes on from `following`.
 
-        Raises `TopicRefusedError`; and `FencedError` or `psycopg.OperationalError`: then `take` the partitions again.
+        Raises `TopicRefusedError`; and `FencedError` or one of `AWAY`: then `take` the partitions again.
         """
         events = self._read(batch)
         for model in self._models:
@@ -142,7 +142,7 @@ class ShareProjector:
         """Apply ``batch``; a share that cannot digest an event stays before it, says so, and holds up no other."""
         try:
             self.apply(model, batch, events)
-        except (psycopg.OperationalError, FencedError, TopicRefusedError):
+        except (*AWAY, FencedError, TopicRefusedError):
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
             log.warning("projection %s failed on a batch, trying event by event: %s", model.name, error)
@@ -152,7 +152,7 @@ class ShareProjector:
             for record in records:
                 try:
                     self.apply(model, {partition: [record]}, events)
-                except (psycopg.OperationalError, FencedError, TopicRefusedError):
+                except (*AWAY, FencedError, TopicRefusedError):
                     raise
                 except Exception as error:
                     log.exception("projection %s is halted in partition %d", model.name, partition)

@@ -5,7 +5,8 @@ Invariant: a master key that was named is never made up; one is made up only bes
 
 from adapters import contact_keys
 from adapters.contact_keys import ContactKeys
-from adapters.master_keys import LocalMasterKeys, MasterKeyError
+from adapters.master_keys import LocalMasterKeys, MasterKeyError, MasterKeys, MasterKeysAwayError
+from adapters.vault_keys import VaultMasterKeys
 from api.settings import PREFIX, Settings
 
 DEFAULT_FILE = "master.key"
@@ -22,24 +23,46 @@ def prepare_keys(settings: Settings, database_url: str) -> None:
     contact_keys.prepare(url, server=None if settings.keys_database_url else database_url)
 
 
-def master_keys(settings: Settings) -> LocalMasterKeys:
+def master_keys(settings: Settings) -> MasterKeys:
     """The master keys in force; the first time with an embedded database, a new one in the data directory.
 
-    Raises `SystemExit`, with the setting to look at.
+    Nothing is asked of a key service yet. Raises `SystemExit`, with the setting to look at.
     """
     try:
-        if settings.master_keys is not None:
-            return LocalMasterKeys.parse(settings.master_keys.get_secret_value())
-        if settings.master_key_file is not None:
-            return LocalMasterKeys.read(settings.master_key_file, make=False)
-        if settings.database_url is None:
-            return LocalMasterKeys.read(settings.data_directory / DEFAULT_FILE, make=True)
+        keys = _local(settings)
+        if settings.vault_url is not None and settings.vault_token_file is not None:
+            ca_file = settings.vault_ca_file
+            return VaultMasterKeys(
+                settings.vault_url, settings.vault_key, settings.vault_token_file, ca_file=ca_file, older=keys
+            )
+        if keys is None and settings.database_url is None:
+            keys = LocalMasterKeys.read(settings.data_directory / DEFAULT_FILE, make=True)
     except MasterKeyError as error:
-        raise SystemExit(f"{PREFIX}MASTER_KEYS or {PREFIX}MASTER_KEY_FILE: {error}") from None
-    raise SystemExit(
-        f"Set {PREFIX}MASTER_KEY_FILE or {PREFIX}MASTER_KEYS: personal data is encrypted, and with a database of your"
-        " own its master key is yours to keep ('conversas keys new' makes one)."
-    )
+        raise SystemExit(f"{PREFIX}MASTER_KEYS, {PREFIX}MASTER_KEY_FILE or {PREFIX}VAULT_CA_FILE: {error}") from None
+    if keys is None:
+        raise SystemExit(
+            f"Set {PREFIX}MASTER_KEY_FILE, {PREFIX}MASTER_KEYS or {PREFIX}VAULT_URL: personal data is encrypted, and"
+            " with a database of your own its master key is yours to keep ('conversas keys new' makes one)."
+        )
+    return keys
+
+
+def _local(settings: Settings) -> LocalMasterKeys | None:
+    """The keys that are set, or that were made up once."""
+    if settings.master_keys is not None:
+        return LocalMasterKeys.parse(settings.master_keys.get_secret_value())
+    if settings.master_key_file is not None:
+        return LocalMasterKeys.read(settings.master_key_file, make=False)
+    made_up = settings.data_directory / DEFAULT_FILE
+    return LocalMasterKeys.read(made_up, make=False) if settings.database_url is None and made_up.exists() else None
+
+
+def check_master_keys(settings: Settings) -> None:
+    """Say at once, with `SystemExit`, what would fail later: that the master key is not there."""
+    try:
+        master_keys(settings).current()
+    except (MasterKeyError, MasterKeysAwayError) as error:
+        raise SystemExit(f"{PREFIX}VAULT_URL, {PREFIX}VAULT_KEY or {PREFIX}VAULT_TOKEN_FILE: {error}") from None
 
 
 def contact_keys_of(settings: Settings, database_url: str) -> ContactKeys:

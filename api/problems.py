@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from adapters.command_handler import OutcomeUnknownError, UnavailableError
+from adapters.master_keys import MasterKeysAwayError
 from adapters.writer import QueueFullError
 from domain.errors import (
     DomainError,
@@ -129,7 +130,9 @@ async def on_unavailable(_: Request, error: Exception) -> Response:
     """A dependency is down or overloaded: come again."""
     code, retry_after = "unavailable", "1"
     detail = "The database cannot be reached; try again in a moment."
-    if isinstance(error, UnavailableError):
+    if isinstance(error, MasterKeysAwayError):
+        detail = f"Personal data cannot be opened now: {error}; try again in a moment."
+    elif isinstance(error, UnavailableError):
         detail = str(error)
         if isinstance(error, QueueFullError):
             code = "overloaded"
@@ -164,6 +167,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Respon
     psycopg.errors.QueryCanceled: on_too_slow,
     psycopg.OperationalError: on_unavailable,
     PoolTimeout: on_unavailable,
+    MasterKeysAwayError: on_unavailable,
     ClientDisconnect: on_broken_off,
     Exception: on_bug,
 }

@@ -41,7 +41,21 @@ class Settings(BaseSettings):
     ] = None
     master_key_file: Annotated[
         Path | None,
-        Field(description="the file with them, one per line; with an embedded database one is made up without both"),
+        Field(description="the file with them, one per line; with an embedded database one is made up without any"),
+    ] = None
+    vault_url: Annotated[
+        str | None,
+        Field(pattern=_URL, description="OpenBao or HashiCorp Vault, whose transit engine then has the master key"),
+    ] = None
+    vault_key: Annotated[
+        str, Field(pattern=r"^([a-zA-Z0-9_-]+/)+[a-zA-Z0-9_-]+$", description="the engine's mount, and the key's name")
+    ] = "transit/conversas"
+    vault_token_file: Annotated[
+        Path | None,
+        Field(validate_default=True, description="the file with the token for it, read anew each time: it may change"),
+    ] = None
+    vault_ca_file: Annotated[
+        Path | None, Field(description="certificates of those who may sign its own (PEM); else the system's")
     ] = None
     data_directory: Annotated[Path, Field(description="where the embedded PostgreSQL and the local Kafka live")] = Path(
         ".data"
@@ -169,6 +183,13 @@ class Settings(BaseSettings):
     ] = None
     max_body_bytes: Annotated[int, Field(ge=1_024, le=100_000_000, description="largest request body")] = 1_000_000
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what is logged")] = "info"
+
+    @field_validator("vault_token_file")
+    @classmethod
+    def _token_for_it(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("vault_url") is None):
+            raise ValueError(f"set it together with {PREFIX}VAULT_URL")
+        return value
 
     @field_validator("kafka_sasl_password")
     @classmethod

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from adapters import background
 from adapters.accesses import Access, What, of_conversation, recording
 from adapters.command_handler import UnavailableError
+from adapters.contact_keys import AWAY
 from adapters.event_log import COLUMNS, EventRow, opened, people_of, recorded
 from adapters.live import Live, LogTopic, Subscriber
 from adapters.live_listing import ListingTopic
@@ -59,7 +60,7 @@ UNKNOWN_SECONDS = 3.0
 _PAGE = 500
 _MOST_DIGITS = 18
 _LAST = "select version, position from events where workspace_id = %s and stream_id = %s order by version desc limit 1"
-_AWAY = (psycopg.Error, PoolTimeout, TooManyRequests, UnavailableError)
+_AWAY = (psycopg.Error, PoolTimeout, TooManyRequests, UnavailableError, *AWAY)
 
 
 def sent_event(name: str, data: Any, id_: int | None = None) -> bytes:

@@ -15,7 +15,7 @@ from time import monotonic
 from benchmarks.measuring import bench, machine
 
 PARTS = ("store", "http_commands", "bulk", "importing", "projecting", "publishing", "memory")
-LONG_PARTS = ("listing", "as_of", "page", "feed", "feed_latency", "verifiable_log")
+LONG_PARTS = ("listing", "as_of", "page", "feed", "feed_latency", "verifiable_log", "key_service")
 """Run only when they are named."""
 
 

@@ -83,7 +83,7 @@ def rotate() -> None:
         progress_bar("wrapping anew") as update,
     ):
         count = keys.rotate(update)
-    out.print(f"{count:,} keys are wrapped anew; all are with the master key {keys.master.current} now.")
+    out.print(f"{count:,} keys are wrapped anew; all are with the master key {keys.master.current()} now.")
 
 
 @keys_app.command(name="list")

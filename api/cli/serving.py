@@ -19,7 +19,7 @@ from api import demo
 from api.cli import feeding
 from api.cli.shell import app, complete, database, err, load_settings, out
 from api.cli.tending import rebuild_each
-from api.keys import DEFAULT_FILE, contact_keys_of, master_keys
+from api.keys import DEFAULT_FILE, check_master_keys, contact_keys_of
 from api.settings import PREFIX, Settings
 from api.supervisor import stop_on_signals, supervise, watch_supervisor
 from domain.errors import AlreadyExistsError
@@ -32,7 +32,7 @@ def run() -> None:
     """Run all in one: API, projector and (where Kafka is set) publisher, on demo data, until Ctrl-C."""
     chosen = load_settings()
     _check_port(chosen)
-    master_keys(chosen)
+    check_master_keys(chosen)
     stop = stop_on_signals()
     with database(chosen) as url:
         keys = contact_keys_of(chosen, url)
@@ -55,8 +55,10 @@ def run() -> None:
 def _told_to_children(chosen: Settings, url: str) -> dict[str, str]:
     """The settings that the parts need where the embedded database's are made up."""
     told = {f"{PREFIX}DATABASE_URL": url}
-    if chosen.master_keys is None and chosen.master_key_file is None and chosen.database_url is None:
-        told[f"{PREFIX}MASTER_KEY_FILE"] = str((chosen.data_directory / DEFAULT_FILE).absolute())
+    made_up = (chosen.data_directory / DEFAULT_FILE).absolute()
+    is_set = chosen.master_keys is not None or chosen.master_key_file is not None
+    if chosen.database_url is None and not is_set and made_up.exists():
+        told[f"{PREFIX}MASTER_KEY_FILE"] = str(made_up)
     return told
 
 
@@ -130,7 +132,7 @@ def serve() -> None:
     from api.server import Server  # noqa: PLC0415  # the same
 
     chosen = load_settings()
-    master_keys(chosen)
+    check_master_keys(chosen)
     watch_supervisor()
     with database(chosen) as url:
         _finish_erasures(chosen, url)
@@ -159,7 +161,7 @@ def project(
     """Project the log into the read models, until stopped. Any number of these may run, from the log or from Kafka."""
     chosen = load_settings()
     wanted = feeding.publisher_settings(chosen) if source == "kafka" else None
-    master_keys(chosen)
+    check_master_keys(chosen)
     stop = stop_on_signals()
     with database(chosen) as url:
         if wanted is not None:

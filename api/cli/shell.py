@@ -20,7 +20,7 @@ from adapters.command_handler import CommandHandler
 from adapters.contact_keys import ContactKeys
 from adapters.deciding import Outcome, Request
 from adapters.erasures import reconcile
-from adapters.master_keys import NO_MASTER_KEYS
+from adapters.master_keys import NoMasterKeys
 from adapters.projector import Projector, create_missing
 from api import demo, settings
 from api.keys import keys_url, prepare_keys
@@ -84,7 +84,7 @@ def _ready(chosen: Settings, url: str) -> str:
         ) from None
     create_missing(url)
     prepare_keys(chosen, url)
-    with closing(ContactKeys(keys_url(chosen, url), NO_MASTER_KEYS)) as keys:
+    with closing(ContactKeys(keys_url(chosen, url), NoMasterKeys())) as keys:
         if again := reconcile(url, keys):
             err.print(f"The log was restored: {again:,} contacts that had been erased are erased again.")
     return url

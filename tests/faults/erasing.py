@@ -26,6 +26,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rig import ROOT, query
 
 from adapters import contact_keys
+from adapters.master_keys import Wrapped
 
 TOKEN, CHANNEL_TOKEN = "cvs_erasure-tests-admin", "cvs_erasure-tests-channel"
 FIELDS = (
@@ -227,7 +228,8 @@ def note_keys(database: str, people: Iterable[Person]) -> None:
         for workspace_id, contact_id, wrapped, name in rows:
             person = by_id.pop(str(contact_id), None)
             if person is not None:
-                raw = keys.master.unwrap(name, wrapped, workspace_id.bytes + UUID(person.id).bytes)
+                owner = workspace_id.bytes + UUID(person.id).bytes
+                [raw] = keys.master.unwrap([Wrapped(name, bytes(wrapped), owner)])
                 person.wrapped, person.sealing = wrapped, [*forms(raw), *forms(wrapped)]
     assert not by_id, "everybody has a key"
 

@@ -108,20 +108,20 @@ def test_digests_confirm_a_guess_only_with_the_key() -> None:
 def test_a_wrapped_key_opens_for_its_contact_and_master_key_only() -> None:
     first, second = new_master_key(), new_master_key()
     old = LocalMasterKeys.parse(first)
-    wrapped = old.wrap(b"k" * 32, CONTACT.bytes)
-    assert b"k" * 8 not in wrapped
+    [wrapped] = old.wrap([(CONTACT.bytes, b"k" * 32)])
+    assert b"k" * 8 not in wrapped.key
     both = LocalMasterKeys.parse(f"{second}\n{first}\n")
-    assert both.unwrap(old.current, wrapped, CONTACT.bytes) == b"k" * 32
-    assert both.current == LocalMasterKeys.parse(second).current != old.current
+    assert both.unwrap([wrapped]) == [b"k" * 32]
+    assert both.current() == LocalMasterKeys.parse(second).current() != old.current() == wrapped.master
     for keys, owner in ((both, OTHER.bytes), (LocalMasterKeys.parse(second), CONTACT.bytes)):
         with pytest.raises(MasterKeyError):
-            keys.unwrap(old.current, wrapped, owner)
+            keys.unwrap([wrapped._replace(owner=owner)])
 
 
 @pytest.mark.parametrize("text", ["", "short", "QUJD", "A" * 43 + "=,", "QUJD" * 10, "ä" * 44])
 def test_what_is_no_master_key_is_refused(text: str) -> None:
     if text.rstrip(",") != text:
-        assert LocalMasterKeys.parse(text).current  # a comma at the end is nothing
+        assert LocalMasterKeys.parse(text).current()  # a comma at the end is nothing
         return
     with pytest.raises(MasterKeyError, match="32 bytes in base64"):
         LocalMasterKeys.parse(text)
@@ -133,5 +133,5 @@ def test_a_master_key_is_made_once_and_only_this_user_can_read_it(tmp_path: Path
         LocalMasterKeys.read(path, make=False)
     made = LocalMasterKeys.read(path, make=True)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert LocalMasterKeys.read(path, make=True).current == made.current
+    assert LocalMasterKeys.read(path, make=True).current() == made.current()
     assert [each.name for each in path.parent.iterdir()] == ["master.key"]
