@@ -60,7 +60,7 @@ def _silent(_done: int, _total: int) -> None:
 
 
 class NotThereError(Exception):
-    """There is nothing to make a bundle of."""
+    """There is nothing to make a bundle of, or it is of something else than what was asked for."""
 
 
 class AlteredError(Exception):
@@ -166,12 +166,13 @@ def verify(
     """Check a bundle by nothing but the log's public ``key``.
 
     ``since`` is an earlier checkpoint, which the log must still begin with; ``stream_id`` what the bundle must be of.
-    Raises `AlteredError`, and `NoteError` where ``since`` is no checkpoint of this log.
+    Raises `AlteredError`; `NotThereError` where it is of something else; and `NoteError` where ``since`` is no
+    checkpoint of this log.
     """
     lines = _lines(file)
     note, of = _read_header(next(lines, b""))
     if stream_id is not None and of != stream_id:
-        raise AlteredError(f"this is a bundle of {of or 'a whole workspace'}, not of {stream_id}")
+        raise NotThereError(f"this is a bundle of {of or 'a whole workspace'}, not of {stream_id}")
     checkpoint = _open(note, key)
     earlier = None if since is None else open_checkpoint(since, key)
     if earlier is not None and earlier.size > checkpoint.size:
@@ -302,7 +303,10 @@ class _OneStream(_Reader):
 
     def shown(self, found: Envelope, line: bytes) -> bytes:
         if found.stream_id != self._stream_id:
-            raise AlteredError(f"the event at position {found.position} is of {found.stream_id}")
+            raise AlteredError(
+                f"this is a bundle of {self._stream_id}, and the event at position {found.position} is of"
+                f" {found.stream_id}"
+            )
         self._origin = super().shown(found, line)
         return self._origin
 

@@ -175,5 +175,9 @@ def _told(key: Sequence[str], live: list[dict[str, Any]], anew: list[dict[str, A
         yield f"lacks {_named(key, row)}"
 
 
+_KEYS = ("id", "position", "episode", "until", "level", "number")
+"""What columns end with that say which row it is, and nothing of a person."""
+
+
 def _named(key: Sequence[str], row: dict[str, Any]) -> str:
-    return " ".join(f"{name}={row[name]}" for name in key if name.endswith(("id", "position", "episode", "until")))
+    return " ".join(f"{name}={row[name]}" for name in key if name.endswith(_KEYS))

@@ -98,10 +98,13 @@ class VerifierKey(NamedTuple):
         Raises `NoteError`.
         """
         name, _, rest = text.strip().partition("+")
-        material = _bytes(rest.partition("+")[2])
+        try:
+            material = _bytes(rest.partition("+")[2])
+        except NoteError:
+            material = b""
         found = cls(name, material[0] if material else 0, material[1:])
         if not _NAME.fullmatch(name) or len(found.public) != _KEY_BYTES or found.type not in {LOG, WITNESS}:
-            raise NoteError("a key looks like name+1a2b3c4d+AbC…= (see: conversas checkpoint --help)")
+            raise NoteError("a key looks like name+1a2b3c4d+AbC…=, as 'conversas checkpoint --public-key' prints it")
         if found.text() != text.strip():
             raise NoteError("the key was not copied whole: its parts do not fit together")
         return found

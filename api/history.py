@@ -22,7 +22,7 @@ from domain.envelope import RecordedEvent, StreamType
 from domain.errors import PermissionDeniedError
 from domain.events import EVENTS, UNPUBLISHED, Actor, ActorKind, Line, Status, Surface
 from domain.permissions import Caller, Permission, Scope
-from projections.history import COLUMNS
+from projections.history import BEFORE, SHOWN
 from projections.scopes import within_reach
 from projections.sql import Sql
 
@@ -32,8 +32,18 @@ router = APIRouter(prefix="/v1", tags=["history"])
 _SAID = "Finalizada por Davi Rocha, pela listagem, em 22/11/2026 às 14:03, resultado: resolvida"
 
 
+class Stood(BaseModel):
+    """How a conversation stood."""
+
+    status: Status
+    sector_id: UUID | None
+    agent_id: UUID | None
+    bot: str | None
+    contact_id: UUID | None
+
+
 class HistoryEntry(BaseModel):
-    """An event and how the conversation stood after it; how it stood before is the event of the version before."""
+    """An event, and how the conversation stood before and after it."""
 
     sentence: Annotated[str, Field(description="what happened, in words: who, from where, when", examples=[_SAID])]
     position: int
@@ -54,6 +64,9 @@ class HistoryEntry(BaseModel):
     bot: str | None
     contact_id: UUID | None
     details: dict[str, Any]
+    before: Annotated[
+        Stood | None, Field(description="null: it was not there yet, it is no conversation, or on a contact's timeline")
+    ]
 
 
 class HistoryPage(BaseModel):
@@ -75,6 +88,11 @@ class HistoryFilter(BaseModel):
     status: Annotated[Status | None, Field(description="of the conversation after the event")] = None
     sector: Annotated[UUID | None, Field(description="that the conversation was in after the event")] = None
     agent: Annotated[UUID | None, Field(description="whom the conversation was with after the event")] = None
+    bot: Annotated[Line | None, Field(description="the bot that the conversation was with after the event")] = None
+    status_before: Annotated[Status | None, Field(description="of the conversation before the event")] = None
+    sector_before: Annotated[UUID | None, Field(description="that it was in before the event")] = None
+    agent_before: Annotated[UUID | None, Field(description="whom it was with before the event")] = None
+    bot_before: Annotated[Line | None, Field(description="the bot that it was with before the event")] = None
     contact: Annotated[UUID | None, Field(description="as on their timeline: their events, their conversations'")] = (
         None
     )
@@ -85,6 +103,7 @@ class HistoryFilter(BaseModel):
     recorded_until: Moment | None = None
     request_id: UUID | None = None
     correlation_id: UUID | None = None
+    causation_id: Annotated[Line | None, Field(description="of what caused it, as the client said")] = None
     lang: Lang = None
     tz: Zone = DEFAULT_ZONE
     at_least: Position | None = None
@@ -130,11 +149,17 @@ def found_by(caller: Caller, wanted: HistoryFilter) -> list[Sql]:
         ("status = %s", wanted.status),
         ("sector_id = %s", wanted.sector),
         ("agent_id = %s", wanted.agent),
+        ("bot = %s", wanted.bot),
+        (f"exists (select from {BEFORE} and b.status = %s)", wanted.status_before),
+        (f"exists (select from {BEFORE} and b.sector_id = %s)", wanted.sector_before),
+        (f"exists (select from {BEFORE} and b.agent_id = %s)", wanted.agent_before),
+        (f"exists (select from {BEFORE} and b.bot = %s)", wanted.bot_before),
         ("stream_id = %s", wanted.stream),
         ("occurred_at >= %s", wanted.occurred_from),
         ("occurred_at < %s", wanted.occurred_until),
         ("request_id = %s", wanted.request_id),
         ("correlation_id = %s", wanted.correlation_id),
+        ("causation_id = %s", wanted.causation_id),
     ):
         if value is not None:
             conditions.append((condition, [value]))
@@ -154,7 +179,7 @@ def rows_of(conditions: Sequence[Sql]) -> Sql:
     """The statement for the rows that ``conditions`` hold for, newest first."""
     where = " and ".join(text for text, _ in conditions)
     values = [value for _, some in conditions for value in some]
-    return f"select {', '.join(COLUMNS)} from history where {where} order by position desc", values
+    return f"select {SHOWN} from history where {where} order by position desc", values
 
 
 async def in_words(
@@ -170,7 +195,7 @@ def entry(row: dict[str, Any], names: Names, speech: Speech) -> dict[str, Any]:
     hidden = {"workspace_id", "actor_kind", "actor_id"}
     shown = {key: value for key, value in row.items() if key not in hidden}
     actor = {"kind": row["actor_kind"], "id": row["actor_id"]}
-    return {"sentence": sentence(row, names, speech)} | shown | {"actor": actor}
+    return {"sentence": sentence(row, names, speech), "before": None} | shown | {"actor": actor}
 
 
 class EventView(BaseModel):

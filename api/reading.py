@@ -35,7 +35,7 @@ from domain.envelope import RecordedEvent
 from domain.errors import ConversationNotFoundError, PermissionDeniedError
 from domain.events import Actor, MessageKind, MessageReceived, MessageSent, NoteAdded
 from domain.permissions import Caller, Permission, may
-from projections.history import COLUMNS as HISTORY_COLUMNS
+from projections.history import SHOWN
 from projections.listing_query import one
 from projections.scopes import owner_of, shown
 
@@ -184,7 +184,7 @@ async def get_history(  # noqa: PLR0913  # FastAPI reads them from here
     walk, versions = _versions(order, cursor, min(until, version or until))
     statement = recording(
         access,
-        f"select {', '.join(HISTORY_COLUMNS)} from history where workspace_id = %s and stream_id = %s and {walk}",
+        f"select {SHOWN} from history where workspace_id = %s and stream_id = %s and {walk}",
         (caller.workspace_id, id, *versions, limit + 1),
     )
     rows = await fetch(request, caller, *statement)

@@ -72,8 +72,10 @@ create index on history (workspace_id, recorded_at, position);
 create index on history (workspace_id, surface, position);
 create index on history (workspace_id, sector_id, position) where sector_id is not null;
 create index on history (workspace_id, agent_id, position) where agent_id is not null;
+create index on history (workspace_id, bot, position) where bot is not null;
 create index on history (request_id);
 create index on history (correlation_id);
+create index on history (causation_id) where causation_id is not null;
 """
 
 COLUMNS = (
@@ -81,6 +83,13 @@ COLUMNS = (
     *("occurred_at", "recorded_at", "request_id", "correlation_id", "causation_id"),
     *("status", "sector_id", "agent_id", "bot", "contact_id", "details"),
 )
+STANDING = ("status", "sector_id", "agent_id", "bot", "contact_id")
+BEFORE = """history b where b.workspace_id = history.workspace_id and b.stream_id = history.stream_id
+and b.version = history.version - 1 and b.status is not null"""
+"""The event before one of a conversation, whose row says how it stood."""
+SHOWN = f"""{", ".join(COLUMNS)}, (
+    select json_build_object({", ".join(f"'{name}', b.{name}" for name in STANDING)}) from {BEFORE}) as before"""
+"""What is asked of `history` for who is told of it."""
 _TYPES = (
     *("int8", "uuid", "text", "uuid", "int8", "text", "text", "text", "text", "timestamptz", "timestamptz"),
     *("uuid", "uuid", "text", "text", "uuid", "uuid", "text", "uuid", "jsonb"),

@@ -34,7 +34,7 @@ def run() -> None:
     _check_port(chosen)
     check_master_keys(chosen)
     stop = stop_on_signals()
-    with database(chosen) as url:
+    with database(chosen, new=True) as url:
         keys = contact_keys_of(chosen, url)
         handler = CommandHandler(url, keys)
         new = demo.load(handler)
@@ -134,7 +134,7 @@ def serve() -> None:
     chosen = load_settings()
     check_master_keys(chosen)
     watch_supervisor()
-    with database(chosen) as url:
+    with database(chosen, new=True) as url:
         _finish_erasures(chosen, url)
         server = Server(create_app(chosen, url), chosen)
         settle()
@@ -163,7 +163,7 @@ def project(
     wanted = feeding.publisher_settings(chosen) if source == "kafka" else None
     check_master_keys(chosen)
     stop = stop_on_signals()
-    with database(chosen) as url:
+    with database(chosen, new=True) as url:
         if wanted is not None:
             feeding.project_from_kafka(url, wanted, lambda: contact_keys_of(chosen, url), stop)
             return

@@ -62,13 +62,21 @@ def load_settings() -> Settings:
 
 
 @contextmanager
-def database(chosen: Settings) -> Iterator[str]:
-    """The database's URL, migrated; embedded where none is set."""
+def database(chosen: Settings, *, new: bool = False) -> Iterator[str]:
+    """The database's URL, migrated; embedded where none is set, and with ``new`` made where there is none.
+
+    Raises `SystemExit`: who looks for data in the wrong place must not be told that there is none.
+    """
     if chosen.database_url is not None:
         yield _ready(chosen, chosen.database_url)
         return
     directory = (chosen.data_directory / "postgres").absolute()
     if not directory.exists():
+        if not new:
+            raise SystemExit(
+                f"There is no database in {directory}: go to where 'make run' was started, or name yours in"
+                f" {PREFIX}DATABASE_URL ('conversas migrate' makes a new one)."
+            )
         err.print(f"There is no database in {directory}; making a new one.", soft_wrap=True, highlight=False)
     with postgres.embedded(directory) as url:
         yield _ready(chosen, url)

@@ -32,7 +32,7 @@ from projections.read_model import ReadModel
 @app.command()
 def migrate() -> None:
     """Bring the database to this version's schema. Every other command does so too."""
-    with database(load_settings()) as url:
+    with database(load_settings(), new=True) as url:
         out.print("The schema is up to date.")
         for model in stale(url):
             out.print(f"The read model {model.name} is another version's; now run: conversas rebuild {model.name}")
@@ -105,6 +105,8 @@ def replay(
             events = history_of(log, key, version=version, position=position, as_of=_in_utc(as_of))
             if not events:
                 raise SystemExit(_why_nothing(history_of(log, key, version=1), workspace))
+            if version is not None and events[-1].version < version:
+                raise SystemExit(f"It has no version {version} up to there: the last one is {events[-1].version}.")
             out.print_json(json.dumps(tell(events)))
             return
         if version is not None:
@@ -165,7 +167,7 @@ def import_(
     from adapters.importers import ImportStoppedError, import_file  # noqa: PLC0415  # only this needs the importers
 
     chosen = load_settings()
-    with database(chosen) as url, closing(contact_keys_of(chosen, url)) as keys:
+    with database(chosen, new=True) as url, closing(contact_keys_of(chosen, url)) as keys:
         handler = CommandHandler(url, keys)
         ensure_workspace(handler, workspace)
         try:

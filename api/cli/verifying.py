@@ -83,14 +83,8 @@ def checkpoint(
     public_key: Annotated[bool, typer.Option("--public-key", help="print the public key instead")] = False,
 ) -> None:
     """Print a signed checkpoint of a workspace's log. Keep it: later bundles and checkpoints must go on from it."""
-    if public_key:
-        chosen = load_settings()
-        with _sentences():
-            name = origin_for(chosen.checkpoint_origin, demo.workspace_id(workspace))
-            sys.stdout.write(f"{signing_key(chosen).verifier(name).text()}\n")
-        return
-    with _taken(workspace) as (_, (note, _), _):
-        sys.stdout.write(note)
+    with _taken(workspace) as (_, (note, _), public):
+        sys.stdout.write(f"{public.text()}\n" if public_key else note)
 
 
 @app.command()
@@ -114,8 +108,12 @@ def bundle(
             except BaseException:
                 file.unlink()  # a part of it is of no use
                 raise
-        with file.open("rb") as written, progress_bar("verifying") as update:
-            found = bundles.verify(written, public, progress=update)
+        try:
+            with file.open("rb") as written, progress_bar("verifying") as update:
+                found = bundles.verify(written, public, progress=update)
+        except bundles.AlteredError:
+            file.unlink()  # and not to be taken for one
+            raise
     _tell(found)
 
 
@@ -144,8 +142,9 @@ def verify(
     """Check a bundle offline: that its events are exactly those of the log, none changed and none left out."""
     wanted = None if conversation is None else str(conversation)
     with _sentences(), file.open("rb") as opened, progress_bar("verifying") as update:
-        earlier = None if since is None else _note(since.read_bytes())
-        found = bundles.verify(opened, VerifierKey.parse(key), since=earlier, stream_id=wanted, progress=update)
+        log = VerifierKey.parse(key)
+        earlier = None if since is None else _earlier(since, log)
+        found = bundles.verify(opened, log, since=earlier, stream_id=wanted, progress=update)
     _tell(found)
     if since is None:
         err.print(
@@ -155,11 +154,14 @@ def verify(
         )
 
 
-def _note(raw: bytes) -> str:
+def _earlier(path: Path, log: VerifierKey) -> str:
     try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        raise NoteError("this is no signed note") from None
+        note = path.read_bytes().decode()
+        open_checkpoint(note, log)
+    except (NoteError, UnicodeDecodeError) as error:
+        reason = error if isinstance(error, NoteError) else "this is no signed note"
+        raise NoteError(f"{path}, given as the earlier checkpoint, cannot be trusted: {reason}") from None
+    return note
 
 
 def _tell(found: bundles.Verified) -> None:

@@ -41,7 +41,7 @@ def create(
     name: Annotated[str | None, typer.Option(help="the company's name; else the slug")] = None,
 ) -> None:
     """Make a workspace. Where it is there already under the same name, nothing happens."""
-    with database(load_settings()) as url, closing(CommandHandler(url, None)) as handler:
+    with database(load_settings(), new=True) as url, closing(CommandHandler(url, None)) as handler:
         try:
             command = CreateWorkspace(slug=slug, name=a_name(name) if name is not None else slug)
             outcome = execute(handler, slug, demo.workspace_id(slug), command)

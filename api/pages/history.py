@@ -48,10 +48,16 @@ FIELDS = {
     "status": Field(N_("Status after it"), STATUS_NAMES),
     "sector": Field(N_("Sector after it"), "sector"),
     "agent": Field(N_("Agent after it"), "agent"),
+    "bot": Field(N_("Bot after it")),
+    "status_before": Field(N_("Status before it"), STATUS_NAMES),
+    "sector_before": Field(N_("Sector before it"), "sector"),
+    "agent_before": Field(N_("Agent before it"), "agent"),
+    "bot_before": Field(N_("Bot before it")),
     "contact": Field(N_("Contact (id)")),
     "stream": Field(N_("Conversation or other stream (id)")),
     "request_id": Field(N_("Request (id)")),
     "correlation_id": Field(N_("Correlation (id)")),
+    "causation_id": Field(N_("Caused by (id)")),
 }
 
 

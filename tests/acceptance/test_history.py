@@ -27,7 +27,9 @@ def correlation() -> str:
 def told(api: Client, open_conversation: Callable[..., Conversation], correlation: str) -> Conversation:
     conversation = open_conversation()
     conversation.do("transfer", {"sector_id": str(demo.SECTOR), "agent_id": str(demo.AGENT)})
-    conversation.do("labels", {"label": "=vip".strip("=")}, correlation_id=correlation)
+    conversation.do(
+        "labels", {"label": "=vip".strip("=")}, correlation_id=correlation, causation_id=f"by-{correlation}"
+    )
     conversation.do("finalize", {"surface": "listing", "outcome": "=2+3"})
     conversation.history()
     return conversation
@@ -57,7 +59,14 @@ def test_every_filter_finds_what_it_says_and_nothing_else(api: Client, told: Con
     mine = told.history()
     first, last = mine[0], mine[-1]
     label = next(entry for entry in mine if entry["topic"] == "label-added.v1")
-    contact = str(demo.CONTACT)
+    contact, bot = str(demo.CONTACT), "triagem"
+    by_version = {(entry["stream_id"], entry["version"]): entry for entry in everything}
+    nothing = dict.fromkeys(("status", "sector_id", "agent_id", "bot", "contact_id"))
+
+    def stood_before(entry: dict[str, Any]) -> dict[str, Any]:
+        earlier = by_version.get((entry["stream_id"], entry["version"] - 1), nothing)
+        return {name: earlier[name] for name in nothing}
+
     theirs = {entry["position"] for entry in api.items(f"/v1/contacts/{contact}/timeline", limit=500)}
     cases: list[tuple[dict[str, str], Callable[[dict[str, Any]], bool]]] = [
         ({"actor_kind": first["actor"]["kind"]}, lambda e: e["actor"]["kind"] == first["actor"]["kind"]),
@@ -65,15 +74,23 @@ def test_every_filter_finds_what_it_says_and_nothing_else(api: Client, told: Con
         ({"status": "finalized"}, lambda e: e["status"] == "finalized"),
         ({"sector": str(demo.SECTOR)}, lambda e: e["sector_id"] == str(demo.SECTOR)),
         ({"agent": str(demo.AGENT)}, lambda e: e["agent_id"] == str(demo.AGENT)),
+        ({"bot": bot}, lambda e: e["bot"] == bot),
+        ({"status_before": "pending"}, lambda e: stood_before(e)["status"] == "pending"),
+        ({"sector_before": str(demo.SECTOR)}, lambda e: stood_before(e)["sector_id"] == str(demo.SECTOR)),
+        ({"agent_before": str(demo.AGENT)}, lambda e: stood_before(e)["agent_id"] == str(demo.AGENT)),
+        ({"bot_before": bot}, lambda e: stood_before(e)["bot"] == bot),
         ({"contact": contact}, lambda e: e["position"] in theirs),
         ({"surface": "listing"}, lambda e: e["surface"] == "listing"),
         ({"request_id": label["request_id"]}, lambda e: e["request_id"] == label["request_id"]),
         ({"correlation_id": correlation}, lambda e: e["correlation_id"] == correlation),
+        ({"causation_id": f"by-{correlation}"}, lambda e: e["causation_id"] == f"by-{correlation}"),
         ({"recorded_from": label["recorded_at"]}, lambda e: e["recorded_at"] >= label["recorded_at"]),
         ({"recorded_until": label["recorded_at"]}, lambda e: e["recorded_at"] < label["recorded_at"]),
         ({"occurred_from": last["occurred_at"]}, lambda e: e["occurred_at"] >= last["occurred_at"]),
     ]
     newest = everything[0]["position"]
+    assert [e["before"] and e["before"]["status"] for e in mine] == [None, *(e["status"] for e in mine[:-1])]
+    assert all((e["before"] or nothing) == stood_before(e) for e in everything)
     for parameters, holds in cases:
         found = [e for e in api.items("/v1/history", limit=500, **parameters) if e["position"] <= newest]
         expected = [entry for entry in everything if holds(entry)]

@@ -216,11 +216,65 @@ def test_the_bundle_of_another_conversation_does_not_pass_for_this_one(
 
 def test_of_a_workspace_that_is_not_there_nothing_is_signed(run: Run, tmp_path: Path) -> None:
     """A name mistyped is no empty history that verifies."""
-    for command in (["checkpoint"], ["bundle", tmp_path / "none"]):
+    for command in (["checkpoint"], ["checkpoint", "--public-key"], ["bundle", tmp_path / "none"]):
         refused = run(*command, "--workspace", "mistyped", ok=False)
         assert "nothing of a workspace mistyped" in refused.output
         assert "—" not in refused.output
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_no_key_or_no_earlier_checkpoint_is_told_by_its_place(run: Run, tmp_path: Path) -> None:
+    key = run("checkpoint", "--public-key").stdout.strip()
+    file, spoilt = tmp_path / "bundle", tmp_path / "monday"
+    run("bundle", file)
+    sample = run("verify", file, "--key", "conversas.local/…+1a2b3c4d+AbC…=", ok=False, offline=True)
+    assert "a key looks like name+1a2b3c4d+AbC…=, as 'conversas checkpoint --public-key'" in sample.output
+    note = run("checkpoint").stdout
+    size = note.splitlines()[1]
+    for text, said in (
+        (note.replace(f"\n{size}\n", f"\n{int(size) - 1}\n"), "the signature of"),
+        ("", "no signed note"),
+    ):
+        spoilt.write_text(text)
+        refused = run("verify", file, "--key", key, "--since", spoilt, ok=False, offline=True)
+        assert "monday, given as the earlier checkpoint, cannot be trusted" in refused.output.replace("\n", "")
+        assert said in refused.output
+
+
+def test_a_bundle_that_shows_a_log_tampered_with_is_not_left_for_a_good_one(
+    run: Run, service: Service, tmp_path: Path
+) -> None:
+    run("checkpoint")  # the tree has it all
+    with psycopg.connect(service.database_url, autocommit=True) as connection:
+        last = "where position = (select max(position) from events where workspace_id = %s)"
+        alter = f"update events set surface = %s {last} returning (select surface from events {last})"
+        connection.execute("alter table events disable trigger user")
+        [before] = connection.execute(alter, ("import", demo.WORKSPACE, demo.WORKSPACE)).fetchone() or [""]
+        try:
+            refused = run("bundle", tmp_path / "bundle", ok=False)
+        finally:
+            connection.execute(f"update events set surface = %s {last}", (before, demo.WORKSPACE))
+            connection.execute("alter table events enable trigger user")
+    assert "ALTERED" in refused.output
+    assert not (tmp_path / "bundle").exists()
+    run("bundle", tmp_path / "bundle")
+
+
+def test_where_there_is_no_database_nothing_is_made_up(tmp_path: Path) -> None:
+    """Not a key that looks like one, not a log without events that agrees with itself."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    for command in (
+        ["checkpoint", "--public-key"],
+        ["bundle", "b"],
+        ["replay", "--check"],
+        ["keys", "list"],
+        ["purge"],
+    ):
+        whole = [sys.executable, "-m", "api", *command]
+        done = subprocess.run(whole, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, ""), (command, done)
+        assert "There is no database in" in done.stderr
+        assert list(tmp_path.iterdir()) == [], command
 
 
 def test_where_nobody_serves_a_bundle_holds_the_log_to_its_end(

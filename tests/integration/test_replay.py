@@ -74,6 +74,13 @@ def run(told: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_a_version_that_it_does_not_have_is_told(told: str, events: list[RecordedEvent]) -> None:
+    last = of_conversation(events)[-1].version
+    refused = run(told, str(demo.CONVERSATION), "--version", str(last + 1))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"It has no version {last + 1} up to there: the last one is {last}." in refused.stderr
+
+
 def test_a_conversation_folds_up_to_any_version_position_and_moment(log: EventLog, events: list[RecordedEvent]) -> None:
     key, theirs = (demo.WORKSPACE, demo.CONVERSATION), of_conversation(events)
     for number, last in enumerate(theirs, start=1):
