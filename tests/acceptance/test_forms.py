@@ -153,9 +153,10 @@ CASES: dict[str, Case] = {
         {"actor": "bia"},
         {
             **dict.fromkeys(("event", "surface", "actor_kind", "status", "sector", "agent"), "Não!"),
+            **dict.fromkeys(("status_before", "sector_before", "agent_before"), "Não!"),
             **dict.fromkeys(("occurred_from", "occurred_until", "recorded_from", "recorded_until"), "ontem"),
             **dict.fromkeys(("contact", "stream", "request_id", "correlation_id"), "x"),
-            "actor": LONG,
+            **dict.fromkeys(("actor", "bot", "bot_before", "causation_id"), LONG),
         },
     ),
     "a condition on a moment": condition("opened", "before", "ontem"),
