@@ -75,7 +75,6 @@ create index on history (workspace_id, agent_id, position) where agent_id is not
 create index on history (workspace_id, bot, position) where bot is not null;
 create index on history (request_id);
 create index on history (correlation_id);
-create index on history (causation_id) where causation_id is not null;
 """
 
 COLUMNS = (

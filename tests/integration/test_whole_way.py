@@ -17,6 +17,8 @@ from adapters.kafka_publisher import Publisher, PublisherSettings
 from adapters.projector import Projector, create_missing
 from domain.envelope import StreamType
 
+pytestmark = pytest.mark.faults  # for all of it
+
 
 def test_the_imported_log_is_what_an_independent_reading_says(imported_log: Any) -> None:
     check_import(imported_log.database, imported_log.path, imported_log.report, imported_log.told)
