@@ -76,6 +76,8 @@ class Asked:
     """From which days and running waits are counted."""
     of_versions: bool = False
     """Whether it is about versions of the past; what they do not hold is read from the conversation's row of now."""
+    is_past: bool = False
+    """Whether nothing can have happened later: what is asked about is what was recorded until `now`."""
 
     def reach(self, *permissions: Permission) -> list[Sql]:
         """What makes a conversation one that the caller has ``permissions`` on: as it is now, however it was."""
@@ -105,7 +107,7 @@ def where(
     ``as_of`` it is that, and the condition is on rows that held then (``of_versions``: on what `past` has of them), of
     conversations whose history they may read.
     """
-    asked = Asked(caller, as_of or now or datetime.now(UTC), of_versions)
+    asked = Asked(caller, as_of or now or datetime.now(UTC), of_versions, is_past=as_of is not None)
     reach = asked.reach(Permission.VIEW, permission, *([Permission.READ_HISTORY] if as_of else []))
     return all_of([visible(caller)[0], *reach, compiled(wanted, asked)])
 
@@ -131,6 +133,8 @@ def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
     is_of_now = asked.of_versions and (
         field in _READ_NOW or kind_of(field) is Kind.ATTRIBUTE or looks_at_the_contact(field)
     )
+    if asked.is_past and _begins_later(operator, value, asked.now):
+        return NOTHING
     if field == "text":
         conditions = [_text_search(value, asked.caller)]
     else:
@@ -141,6 +145,12 @@ def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
     if field == "waiting_since" and asked.of_versions:  # these stand together in the index
         conditions.append(("status = 'pending'", []))
     return asked.of_now(conditions) if is_of_now else all_of(conditions)
+
+
+def _begins_later(operator: Operator, value: Any, moment: datetime) -> bool:
+    """Whether it asks for times after ``moment``."""
+    start = value[0] if operator is Operator.BETWEEN else value if operator is Operator.AFTER else None
+    return isinstance(start, datetime) and start > moment
 
 
 _READ_NOW = {"text", "protocol", "subject"}
