@@ -295,7 +295,7 @@ def _one_of_several(column: str, type_: str, operator: Operator, value: Any) -> 
             return f"({column} <> '{{}}' and {column} && %s::{type_}[])", [list(value)]
         case _:
             like, values = _like("one", operator, value)
-            return f"exists (select from unnest({column}) one where {like})", values
+            return f"({column} <> '{{}}' and exists (select from unnest({column}) one where {like}))", values
 
 
 INDEXED_PLACES = 3
