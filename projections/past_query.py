@@ -103,7 +103,8 @@ def held_at(moment: datetime) -> Sql:
 def unchanged(moment: datetime) -> Sql:
     """The condition on the listing for rows that held then."""
     # The second half says nothing new: nothing is recorded before it happened. An index begins there, not at its end.
-    return "recorded_at <= %s and last_activity_at <= %s", [moment, moment]
+    # PostgreSQL would take the two for a coincidence, and expect so few rows that it sorts all of them.
+    return "coalesce(recorded_at <= %s, false) and last_activity_at <= %s", [moment, moment]
 
 
 def in_order(moment: datetime, columns: Sql, found: Sql, order: str, limit: int | None) -> Sql:
