@@ -15,7 +15,7 @@ from datetime import datetime
 
 from domain.events import Status
 from projections import past
-from projections.filters import And, Condition, Filter, Operator
+from projections.filters import NEGATIONS, And, Condition, Filter, Not, Operator, Or
 from projections.listing import COLUMNS, SHOWN_COLUMNS
 from projections.sql import Sql, all_of, union
 
@@ -55,13 +55,19 @@ class Looked:
     """Whether it has an index that leads to few of the versions that held."""
 
 
-def conjuncts(wanted: Filter) -> list[Filter]:
-    """What must hold for ``wanted`` to hold, one by one."""
+def conjuncts(wanted: Filter, *, holds: bool = True) -> list[Filter]:
+    """What must hold for ``wanted`` to hold, or not to hold, one by one; what is denied twice is not denied."""
     match wanted:
-        case And(filters=filters):
-            return [each for one in filters for each in conjuncts(one)]
+        case And(filters=filters) if holds or len(filters) == 1:
+            return [each for one in filters for each in conjuncts(one, holds=holds)]
+        case Or(filters=filters) if not holds or len(filters) == 1:
+            return [each for one in filters for each in conjuncts(one, holds=holds)]
+        case Not(filter=inner):
+            return conjuncts(inner, holds=not holds)
+        case Condition(operator=operator) if not holds and operator in NEGATIONS:
+            return [wanted.model_copy(update={"operator": NEGATIONS[operator]})]
         case _:
-            return [wanted]
+            return [wanted if holds else Not.model_construct(filter=wanted)]
 
 
 def is_narrow(wanted: Filter) -> bool:
