@@ -86,10 +86,24 @@ class Asked:
             conditions += [each for each in visible(self.caller, permission)[1:] if each not in conditions]
         return [self.of_now(conditions)] if conditions and self.of_versions else conditions
 
-    def of_now(self, conditions: Sequence[Sql]) -> Sql:
-        """That ``conditions`` hold for the row of now. No `id in (…)`: denied, it compares each with a list of all."""
-        text, values = all_of([visible(self.caller)[0], ("now.id = listing.id", []), *conditions])
-        return f"exists (select from listing now where {text})", values
+    def of_now(self, conditions: Sequence[Sql], lookup: Sequence[Sql] = ()) -> Sql:
+        """That ``conditions`` hold for the row of now. No `id in (…)`: denied, it compares each with a list of all.
+
+        Where a ``lookup`` finds few that they hold for, each is compared with these, and no row is looked at.
+        """
+        ours = visible(self.caller)[0]
+        text, values = all_of([ours, ("now.id = listing.id", []), *conditions])
+        one_by_one = f"exists (select from listing now where {text})"
+        if not lookup:
+            return one_by_one, values
+        text, found = all_of([ours, *lookup, *conditions])
+        few = f"select now.id from listing now where {text} limit {_FEW + 1}"
+        is_few = f"(select count(*) <= {_FEW} from ({few}) _)"
+        return f"case when {is_few} then listing.id in ({few}) else {one_by_one} end", [*found, *found, *values]
+
+
+_FEW = 1_000
+"""So many conversations of now are found at once, rather than looked up for each version."""
 
 
 def where(
@@ -116,8 +130,9 @@ def compiled(wanted: Filter, asked: Asked, *, holds: bool = True) -> Sql:
     """``wanted`` as SQL, or its opposite unless it ``holds``; null counts as false, and is found at no other place."""
     match wanted:
         case Condition(operator=operator):
-            positive = _condition(wanted, NEGATIONS.get(operator, operator), asked)
-            return positive if holds is (operator not in NEGATIONS) else (f"({positive[0]}) is not true", positive[1])
+            is_denied = holds is (operator in NEGATIONS)
+            positive = _condition(wanted, NEGATIONS.get(operator, operator), asked, is_denied=is_denied)
+            return (f"({positive[0]}) is not true", positive[1]) if is_denied else positive
         case And(filters=filters) | Or(filters=filters):
             combine = all_of if isinstance(wanted, And) is holds else any_of
             return combine([compiled(each, asked, holds=holds) for each in filters])
@@ -127,7 +142,7 @@ def compiled(wanted: Filter, asked: Asked, *, holds: bool = True) -> Sql:
             assert_never(wanted)
 
 
-def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
+def _condition(condition: Condition, operator: Operator, asked: Asked, *, is_denied: bool) -> Sql:
     """``condition`` with ``operator``, which is no negation, in place of its own."""
     field, value = condition.field, condition.value
     is_of_now = asked.of_versions and (
@@ -144,7 +159,17 @@ def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
         conditions += replace(asked, of_versions=False).reach(Permission.VIEW_CONTACT)
     if field == "waiting_since" and asked.of_versions:  # these stand together in the index
         conditions.append(("status = 'pending'", []))
-    return asked.of_now(conditions) if is_of_now else all_of(conditions)
+    if is_of_now:
+        return asked.of_now(conditions, _lookup(field, operator, value, conditions) if is_denied else ())
+    return all_of(conditions)
+
+
+def _lookup(field: str, operator: Operator, value: Any, conditions: Sequence[Sql]) -> Sequence[Sql]:
+    """What finds all that ``conditions``, which are these in SQL, hold for; nothing where there is no index."""
+    if field == "text":
+        return conditions
+    words_ = [_words_in(field, Operator.IS, each) for each in value] if operator is Operator.IN else []
+    return [any_of([each for [each] in words_])] if words_ and all(words_) else _words_in(field, operator, value)
 
 
 def _begins_later(operator: Operator, value: Any, moment: datetime) -> bool:

@@ -77,6 +77,8 @@ def is_narrow(wanted: Filter) -> bool:
             field="agent" | "bot" | "contact" | "finalized_by" | "label", operator=Operator.IS | Operator.IN
         ):
             return True
+        case Condition(field="label", operator=Operator.CONTAINS | Operator.STARTS_WITH):
+            return True
         case Condition(field="ever_with_agent", operator=Operator.IS):
             return True
         case Condition(field="unanswered", operator=Operator.IS, value=True):
