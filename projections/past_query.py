@@ -23,6 +23,8 @@ PASSED = 5_000
 """So many versions are passed in their order on the way to a page, at most."""
 FEW = 2_000
 """So many conversations that a text finds are looked up one by one."""
+NEAR = 2_000
+"""So many rows are gone through to meet a page of what more have."""
 _PASSED_IN_ORDER = {"last_activity_at", "opened_at", "finalized_at"}
 """Columns by whose order versions have an index."""
 _KEY = "workspace_id, opened_at, id, until"
@@ -165,6 +167,7 @@ def page(looked: Looked, part: Part) -> Sql:
     last = "min" if part.is_descending else "max"
     steps = {
         **_common(looked),
+        **(_met(looked, part) if looked.sought is not None else {}),
         "unchanged": _unchanged(looked, part),
         "last": (f"select {last}({part.column}) as value from unchanged having count(*) >= %s", [part.limit]),
         **(_near(looked, part) if is_passed else {}),
@@ -174,13 +177,30 @@ def page(looked: Looked, part: Part) -> Sql:
     return _with(steps, (f"{shown} order by {part.order} limit %s", [*part.columns[1], part.limit]))
 
 
+def _met(looked: Looked, part: Part) -> dict[str, Sql]:
+    """The unchanged rows that are met in the order of the page, where more than a few conversations have the text."""
+    (begins, begun), (found, values) = all_of([part.begins, unchanged(looked.moment)]), looked.rows
+    met = (
+        f"select {part.columns[0]} from (select * from listing where {begins}{_few(looked)[1]}"
+        f" order by {part.order} limit {NEAR}) listing where {found} order by {part.order} limit %s"
+    )
+    return {
+        "met": (met, [*part.columns[1], *begun, *values, part.limit]),
+        "all_met": ("select count(*) >= %s as is_so from met", [part.limit]),
+    }
+
+
 def _unchanged(looked: Looked, part: Part) -> Sql:
     """The first rows that have not changed since: no more than these can be beyond them in a page."""
     few, not_few = _few(looked)
+    statements: list[Sql] = []
+    if looked.sought is not None:
+        all_met = "(select is_so from all_met)"
+        statements.append((f"select * from met where {all_met}", []))
+        not_few += f" and not {all_met}"
     tables = [(f"listing where true{not_few}", condition) for condition in looked.rows_in_parts]
     if looked.sought is not None:
         tables.append((f"sought listing where true{few}", looked.rest_of_rows))
-    statements = []
     for table, condition in tables:
         text, values = all_of([condition, unchanged(looked.moment)])
         text = f"select {part.columns[0]} from {table} and {text} order by {part.order} limit %s"
