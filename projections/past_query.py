@@ -68,6 +68,11 @@ def conjuncts(wanted: Filter, *, holds: bool = True) -> list[Filter]:
             return conjuncts(inner, holds=not holds)
         case Condition(operator=operator) if not holds and operator in NEGATIONS:
             return [wanted.model_copy(update={"operator": NEGATIONS[operator]})]
+        case (
+            Condition(field="reopenings", operator=Operator.IS_NOT, value=0)
+            | Condition(field="episode", operator=Operator.IS_NOT | Operator.GREATER, value=1)
+        ) if holds:  # the same in other words, and few: these have an index
+            return [Condition.model_construct(field="reopenings", operator=Operator.GREATER, value=0)]
         case _:
             return [wanted if holds else Not.model_construct(filter=wanted)]
 
