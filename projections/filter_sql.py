@@ -97,12 +97,12 @@ class Asked:
         if not lookup:
             return one_by_one, values
         text, found = all_of([ours, *lookup, *conditions])
-        few = f"select now.id from listing now where {text} limit {_FEW + 1}"
-        is_few = f"(select count(*) <= {_FEW} from ({few}) _)"
+        few = f"select now.id from listing now where {text} limit {FEW + 1}"
+        is_few = f"(select count(*) <= {FEW} from ({few}) _)"
         return f"case when {is_few} then listing.id in ({few}) else {one_by_one} end", [*found, *found, *values]
 
 
-_FEW = 1_000
+FEW = 1_000
 """So many conversations of now are found at once, rather than looked up for each version."""
 
 
