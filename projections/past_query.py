@@ -118,7 +118,14 @@ def held_at(moment: datetime) -> Sql:
 def unchanged(moment: datetime) -> Sql:
     """The condition on the listing for rows that held then."""
     # The second half says nothing new: nothing is recorded before it happened. An index begins there, not at its end.
-    # PostgreSQL would take the two for a coincidence, and expect so few rows that it sorts all of them.
+    return "recorded_at <= %s and last_activity_at <= %s", [moment, moment]
+
+
+def unchanged_in_order(moment: datetime) -> Sql:
+    """As `unchanged`, for a page.
+
+    PostgreSQL would take the two for a coincidence, and expect so few rows that it sorts all of them.
+    """
     return "coalesce(recorded_at <= %s, false) and last_activity_at <= %s", [moment, moment]
 
 
@@ -184,7 +191,7 @@ def page(looked: Looked, part: Part) -> Sql:
 
 def _met(looked: Looked, part: Part) -> dict[str, Sql]:
     """The unchanged rows that are met in the order of the page, where more than a few conversations have the text."""
-    (begins, begun), (found, values) = all_of([part.begins, unchanged(looked.moment)]), looked.rows
+    (begins, begun), (found, values) = all_of([part.begins, unchanged_in_order(looked.moment)]), looked.rows
     met = (
         f"select {part.columns[0]} from (select * from listing where {begins}{_few(looked)[1]}"
         f" order by {part.order} limit {NEAR}) listing where {found} order by {part.order} limit %s"
@@ -207,7 +214,7 @@ def _unchanged(looked: Looked, part: Part) -> Sql:
     if looked.sought is not None:
         tables.append((f"sought listing where true{few}", looked.rest_of_rows))
     for table, condition in tables:
-        text, values = all_of([condition, unchanged(looked.moment)])
+        text, values = all_of([condition, unchanged_in_order(looked.moment)])
         text = f"select {part.columns[0]} from {table} and {text} order by {part.order} limit %s"
         statements.append((text, [*part.columns[1], *values, part.limit]))
     every, given = union(statements)
