@@ -76,6 +76,8 @@ class Asked:
     """From which days and running waits are counted."""
     of_versions: bool = False
     """Whether it is about versions of the past; what they do not hold is read from the conversation's row of now."""
+    is_past: bool = False
+    """Whether nothing can have happened later: what is asked about is what was recorded until `now`."""
 
     def reach(self, *permissions: Permission) -> list[Sql]:
         """What makes a conversation one that the caller has ``permissions`` on: as it is now, however it was."""
@@ -84,10 +86,24 @@ class Asked:
             conditions += [each for each in visible(self.caller, permission)[1:] if each not in conditions]
         return [self.of_now(conditions)] if conditions and self.of_versions else conditions
 
-    def of_now(self, conditions: Sequence[Sql]) -> Sql:
-        """That ``conditions`` hold for the row of now. No `id in (…)`: denied, it compares each with a list of all."""
-        text, values = all_of([visible(self.caller)[0], ("now.id = listing.id", []), *conditions])
-        return f"exists (select from listing now where {text})", values
+    def of_now(self, conditions: Sequence[Sql], lookup: Sequence[Sql] = ()) -> Sql:
+        """That ``conditions`` hold for the row of now. No `id in (…)`: denied, it compares each with a list of all.
+
+        Where a ``lookup`` finds few that they hold for, each is compared with these, and no row is looked at.
+        """
+        ours = visible(self.caller)[0]
+        text, values = all_of([ours, ("now.id = listing.id", []), *conditions])
+        one_by_one = f"exists (select from listing now where {text})"
+        if not lookup:
+            return one_by_one, values
+        text, found = all_of([ours, *lookup, *conditions])
+        few = f"select now.id from listing now where {text} limit {FEW + 1}"
+        is_few = f"(select count(*) <= {FEW} from ({few}) _)"
+        return f"case when {is_few} then listing.id in ({few}) else {one_by_one} end", [*found, *found, *values]
+
+
+FEW = 1_000
+"""So many conversations of now are found at once, rather than looked up for each version."""
 
 
 def where(
@@ -105,7 +121,7 @@ def where(
     ``as_of`` it is that, and the condition is on rows that held then (``of_versions``: on what `past` has of them), of
     conversations whose history they may read.
     """
-    asked = Asked(caller, as_of or now or datetime.now(UTC), of_versions)
+    asked = Asked(caller, as_of or now or datetime.now(UTC), of_versions, is_past=as_of is not None)
     reach = asked.reach(Permission.VIEW, permission, *([Permission.READ_HISTORY] if as_of else []))
     return all_of([visible(caller)[0], *reach, compiled(wanted, asked)])
 
@@ -114,8 +130,9 @@ def compiled(wanted: Filter, asked: Asked, *, holds: bool = True) -> Sql:
     """``wanted`` as SQL, or its opposite unless it ``holds``; null counts as false, and is found at no other place."""
     match wanted:
         case Condition(operator=operator):
-            positive = _condition(wanted, NEGATIONS.get(operator, operator), asked)
-            return positive if holds is (operator not in NEGATIONS) else (f"({positive[0]}) is not true", positive[1])
+            is_denied = holds is (operator in NEGATIONS)
+            positive = _condition(wanted, NEGATIONS.get(operator, operator), asked, is_denied=is_denied)
+            return (f"({positive[0]}) is not true", positive[1]) if is_denied else positive
         case And(filters=filters) | Or(filters=filters):
             combine = all_of if isinstance(wanted, And) is holds else any_of
             return combine([compiled(each, asked, holds=holds) for each in filters])
@@ -125,12 +142,14 @@ def compiled(wanted: Filter, asked: Asked, *, holds: bool = True) -> Sql:
             assert_never(wanted)
 
 
-def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
+def _condition(condition: Condition, operator: Operator, asked: Asked, *, is_denied: bool) -> Sql:
     """``condition`` with ``operator``, which is no negation, in place of its own."""
     field, value = condition.field, condition.value
     is_of_now = asked.of_versions and (
         field in _READ_NOW or kind_of(field) is Kind.ATTRIBUTE or looks_at_the_contact(field)
     )
+    if asked.is_past and _begins_later(operator, value, asked.now):
+        return NOTHING
     if field == "text":
         conditions = [_text_search(value, asked.caller)]
     else:
@@ -140,7 +159,23 @@ def _condition(condition: Condition, operator: Operator, asked: Asked) -> Sql:
         conditions += replace(asked, of_versions=False).reach(Permission.VIEW_CONTACT)
     if field == "waiting_since" and asked.of_versions:  # these stand together in the index
         conditions.append(("status = 'pending'", []))
-    return asked.of_now(conditions) if is_of_now else all_of(conditions)
+    if is_of_now:
+        return asked.of_now(conditions, _lookup(field, operator, value, conditions) if is_denied else ())
+    return all_of(conditions)
+
+
+def _lookup(field: str, operator: Operator, value: Any, conditions: Sequence[Sql]) -> Sequence[Sql]:
+    """What finds all that ``conditions``, which are these in SQL, hold for; nothing where there is no index."""
+    if field == "text":
+        return conditions
+    words_ = [_words_in(field, Operator.IS, each) for each in value] if operator is Operator.IN else []
+    return [any_of([each for [each] in words_])] if words_ and all(words_) else _words_in(field, operator, value)
+
+
+def _begins_later(operator: Operator, value: Any, moment: datetime) -> bool:
+    """Whether it asks for times after ``moment``."""
+    start = value[0] if operator is Operator.BETWEEN else value if operator is Operator.AFTER else None
+    return isinstance(start, datetime) and start > moment
 
 
 _READ_NOW = {"text", "protocol", "subject"}
@@ -285,7 +320,7 @@ def _one_of_several(column: str, type_: str, operator: Operator, value: Any) -> 
             return f"({column} <> '{{}}' and {column} && %s::{type_}[])", [list(value)]
         case _:
             like, values = _like("one", operator, value)
-            return f"exists (select from unnest({column}) one where {like})", values
+            return f"({column} <> '{{}}' and exists (select from unnest({column}) one where {like}))", values
 
 
 INDEXED_PLACES = 3

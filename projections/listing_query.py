@@ -211,6 +211,7 @@ def _looked(
 ) -> past_query.Looked:
     """What of the past ``wanted`` looks for."""
     every = past_query.conjuncts(wanted)
+    wanted = both(every)
     # The shortest are in so many rows that to look them up takes longer than to look through all that held.
     texts = [each for each in every if isinstance(each, Condition) and texts_in(each) and len(each.value) > _SHORTEST]
     asked = Asked(caller, moment)

@@ -15,7 +15,7 @@ from datetime import datetime
 
 from domain.events import Status
 from projections import past
-from projections.filters import And, Condition, Filter, Operator
+from projections.filters import NEGATIONS, And, Condition, Filter, Not, Operator, Or
 from projections.listing import COLUMNS, SHOWN_COLUMNS
 from projections.sql import Sql, all_of, union
 
@@ -23,6 +23,8 @@ PASSED = 5_000
 """So many versions are passed in their order on the way to a page, at most."""
 FEW = 2_000
 """So many conversations that a text finds are looked up one by one."""
+NEAR = 2_000
+"""So many rows are gone through to meet a page of what more have."""
 _PASSED_IN_ORDER = {"last_activity_at", "opened_at", "finalized_at"}
 """Columns by whose order versions have an index."""
 _KEY = "workspace_id, opened_at, id, until"
@@ -55,13 +57,24 @@ class Looked:
     """Whether it has an index that leads to few of the versions that held."""
 
 
-def conjuncts(wanted: Filter) -> list[Filter]:
-    """What must hold for ``wanted`` to hold, one by one."""
+def conjuncts(wanted: Filter, *, holds: bool = True) -> list[Filter]:
+    """What must hold for ``wanted`` to hold, or not to hold, one by one; what is denied twice is not denied."""
     match wanted:
-        case And(filters=filters):
-            return [each for one in filters for each in conjuncts(one)]
+        case And(filters=filters) if holds or len(filters) == 1:
+            return [each for one in filters for each in conjuncts(one, holds=holds)]
+        case Or(filters=filters) if not holds or len(filters) == 1:
+            return [each for one in filters for each in conjuncts(one, holds=holds)]
+        case Not(filter=inner):
+            return conjuncts(inner, holds=not holds)
+        case Condition(operator=operator) if not holds and operator in NEGATIONS:
+            return [wanted.model_copy(update={"operator": NEGATIONS[operator]})]
+        case (
+            Condition(field="reopenings", operator=Operator.IS_NOT, value=0)
+            | Condition(field="episode", operator=Operator.IS_NOT | Operator.GREATER, value=1)
+        ) if holds:  # the same in other words, and few: these have an index
+            return [Condition.model_construct(field="reopenings", operator=Operator.GREATER, value=0)]
         case _:
-            return [wanted]
+            return [wanted if holds else Not.model_construct(filter=wanted)]
 
 
 def is_narrow(wanted: Filter) -> bool:
@@ -70,6 +83,8 @@ def is_narrow(wanted: Filter) -> bool:
         case Condition(
             field="agent" | "bot" | "contact" | "finalized_by" | "label", operator=Operator.IS | Operator.IN
         ):
+            return True
+        case Condition(field="label", operator=Operator.CONTAINS | Operator.STARTS_WITH):
             return True
         case Condition(field="ever_with_agent", operator=Operator.IS):
             return True
@@ -104,6 +119,14 @@ def unchanged(moment: datetime) -> Sql:
     """The condition on the listing for rows that held then."""
     # The second half says nothing new: nothing is recorded before it happened. An index begins there, not at its end.
     return "recorded_at <= %s and last_activity_at <= %s", [moment, moment]
+
+
+def unchanged_in_order(moment: datetime) -> Sql:
+    """As `unchanged`, for a page.
+
+    PostgreSQL would take the two for a coincidence, and expect so few rows that it sorts all of them.
+    """
+    return "coalesce(recorded_at <= %s, false) and last_activity_at <= %s", [moment, moment]
 
 
 def in_order(moment: datetime, columns: Sql, found: Sql, order: str, limit: int | None) -> Sql:
@@ -156,6 +179,7 @@ def page(looked: Looked, part: Part) -> Sql:
     last = "min" if part.is_descending else "max"
     steps = {
         **_common(looked),
+        **(_met(looked, part) if looked.sought is not None else {}),
         "unchanged": _unchanged(looked, part),
         "last": (f"select {last}({part.column}) as value from unchanged having count(*) >= %s", [part.limit]),
         **(_near(looked, part) if is_passed else {}),
@@ -165,15 +189,32 @@ def page(looked: Looked, part: Part) -> Sql:
     return _with(steps, (f"{shown} order by {part.order} limit %s", [*part.columns[1], part.limit]))
 
 
+def _met(looked: Looked, part: Part) -> dict[str, Sql]:
+    """The unchanged rows that are met in the order of the page, where more than a few conversations have the text."""
+    (begins, begun), (found, values) = all_of([part.begins, unchanged_in_order(looked.moment)]), looked.rows
+    met = (
+        f"select {part.columns[0]} from (select * from listing where {begins}{_few(looked)[1]}"
+        f" order by {part.order} limit {NEAR}) listing where {found} order by {part.order} limit %s"
+    )
+    return {
+        "met": (met, [*part.columns[1], *begun, *values, part.limit]),
+        "all_met": ("select count(*) >= %s as is_so from met", [part.limit]),
+    }
+
+
 def _unchanged(looked: Looked, part: Part) -> Sql:
     """The first rows that have not changed since: no more than these can be beyond them in a page."""
     few, not_few = _few(looked)
+    statements: list[Sql] = []
+    if looked.sought is not None:
+        all_met = "(select is_so from all_met)"
+        statements.append((f"select * from met where {all_met}", []))
+        not_few += f" and not {all_met}"
     tables = [(f"listing where true{not_few}", condition) for condition in looked.rows_in_parts]
     if looked.sought is not None:
         tables.append((f"sought listing where true{few}", looked.rest_of_rows))
-    statements = []
     for table, condition in tables:
-        text, values = all_of([condition, unchanged(looked.moment)])
+        text, values = all_of([condition, unchanged_in_order(looked.moment)])
         text = f"select {part.columns[0]} from {table} and {text} order by {part.order} limit %s"
         statements.append((text, [*part.columns[1], *values, part.limit]))
     every, given = union(statements)

@@ -45,7 +45,7 @@ from adapters.event_log import EventLog
 from domain.commands import RegisterContact
 from domain.envelope import StreamType
 from domain.permissions import Caller, Permission, Scope
-from projections import past, past_query
+from projections import filter_sql, past, past_query
 from projections.filters import FIELDS, FILTER, Kind, Operator
 from projections.listing import Listing
 from projections.listing_query import Page, Sort, counts, pages
@@ -195,6 +195,8 @@ def check(whole: Past, chance: random.Random, wanted: dict[str, Any] | None = No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(past_query, "PASSED", chance.choice((0, 3, 5_000)))
         patch.setattr(past_query, "FEW", chance.choice((0, 2_000)))
+        patch.setattr(past_query, "NEAR", chance.choice((3, 2_000)))
+        patch.setattr(filter_sql, "FEW", chance.choice((0, 1_000)))
         check_pages(whole, who, wanted, moment, rows, chance)
         check_counts(whole, who, wanted, moment, rows)
         all_ = {"and": []}  # which an index alone answers
@@ -233,6 +235,34 @@ def test_as_of_every_field_with_every_operator_finds_what_a_naive_fold_finds(who
     for pair in PAIRS:
         if pair[0] == field:
             check(whole, chance, some_condition(chance, *pair))
+
+
+@pytest.mark.parametrize("few", [0, 1, 1_000])
+def test_as_of_what_is_denied_or_reopened_is_found_whichever_way_it_is_looked_for(
+    whole: Past, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filter_sql, "FEW", few)
+    one, other = (each.model_dump(mode="json") for each in PEOPLE[:2])
+    denied = [
+        ("contact.name", "is_not", one["name"]),
+        ("contact.name", "not_in", [one["name"], other["name"]]),
+        ("contact.phone", "not_in", [one["phones"][0]]),
+        ("contact.email", "is_not", one["emails"][0]),
+        ("protocol", "not_in", ["INC0000045", "2026-000123"]),
+        ("text", "not_contains", "zoe"),
+        ("episode", "is_not", 1),
+        ("episode", "greater", 1),
+        ("reopenings", "is_not", 0),
+    ]
+    chance, scopes = random.Random(3), (Scope.ALL, Scope.ALL, Scope.ALL)
+    for field, operator, value in denied:
+        wanted, found = {"field": field, "operator": operator, "value": value}, 0
+        for moment in chance.sample(whole.recorded[50:], 4):
+            rows = expected(whole, moment, wanted, *scopes)
+            found += 0 < len(rows) < len(whole.rows(moment))
+            check_counts(whole, auditor(whole, *scopes), wanted, moment, rows)
+            check_pages(whole, auditor(whole, *scopes), wanted, moment, rows, chance)
+        assert found, wanted
 
 
 def test_a_row_as_of_a_moment_is_the_naive_row_in_every_column(whole: Past) -> None:
