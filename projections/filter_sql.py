@@ -148,7 +148,7 @@ def _condition(condition: Condition, operator: Operator, asked: Asked, *, is_den
     is_of_now = asked.of_versions and (
         field in _READ_NOW or kind_of(field) is Kind.ATTRIBUTE or looks_at_the_contact(field)
     )
-    if asked.is_past and _begins_later(operator, value, asked.now):
+    if asked.is_past and kind_of(field) is Kind.TIME and _begins_later(operator, value, asked.now):
         return NOTHING
     if field == "text":
         conditions = [_text_search(value, asked.caller)]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import random
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -126,7 +126,9 @@ def spread(world: World, workspace: UUID, events: list[RecordedEvent], chance: r
     told, at = [], START
     for position, event in enumerate((*directory, *mixed), start=1):
         at = max(at, event.metadata.occurred_at) + timedelta(seconds=chance.choice(GAPS))
-        told.append(replace(event, position=position, recorded_at=at))
+        happened = event.metadata.occurred_at if position % 3 else at  # some are recorded as they happen
+        metadata = replace(event.metadata, occurred_at=happened)
+        told.append(replace(event, position=position, recorded_at=at, metadata=metadata))
     people = {
         event.stream.id: (event.event.personal.after if "changed" in event.event.TOPIC else event.event.personal)  # type: ignore[attr-defined]
         for event in told
@@ -263,6 +265,29 @@ def test_as_of_what_is_denied_or_reopened_is_found_whichever_way_it_is_looked_fo
             check_counts(whole, auditor(whole, *scopes), wanted, moment, rows)
             check_pages(whole, auditor(whole, *scopes), wanted, moment, rows, chance)
         assert found, wanted
+
+
+def test_as_of_a_moment_what_happened_just_then_is_found_and_what_is_later_is_told_from_the_filter(whole: Past) -> None:
+    chance, scopes, instant = random.Random(5), (Scope.ALL, Scope.ALL, Scope.ALL), timedelta(microseconds=1)
+    just_then = [
+        each.recorded_at
+        for each in whole.events
+        if each.recorded_at == each.metadata.occurred_at and each.stream.type is StreamType.CONVERSATION
+    ]
+    fields = ("last_activity", "opened", "finalized", "waiting_since", "unanswered_since")
+    found = Counter[tuple[str, int]]()
+    for moment, later, field in product(just_then[::40], (-1, 0, 1), fields):
+        start = (moment + later * instant).isoformat()
+        for value in (start, [start, (moment + timedelta(days=1)).isoformat()]):
+            wanted: dict[str, Any] = {"field": field, "operator": "after", "value": value}
+            wanted |= {"operator": "between"} if isinstance(value, list) else {}
+            for asked in (wanted, {"not": wanted}):
+                rows = expected(whole, moment, asked, *scopes)
+                found[field, later] += len(rows) * (asked is wanted)
+                check_counts(whole, auditor(whole, *scopes), asked, moment, rows)
+                check_pages(whole, auditor(whole, *scopes), asked, moment, rows, chance)
+    assert found["last_activity", 0], found
+    assert not any(found[field, 1] for field in fields)
 
 
 def test_a_row_as_of_a_moment_is_the_naive_row_in_every_column(whole: Past) -> None:
