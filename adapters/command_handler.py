@@ -33,7 +33,7 @@ from adapters.deciding import (
 )
 from adapters.event_log import COLUMNS, HEAD, EventRow, append, event_row, in_clear, people_of, shown
 from adapters.master_keys import MasterKeysAwayError
-from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, WRITER_LIMITS, Role, connect
+from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, WRITER_LIMITS, Role, connect, pipelined
 from adapters.sealing import Cipher
 from adapters.writer_keys import WriterKeys
 from domain.decider import DECIDERS
@@ -151,7 +151,10 @@ class CommandHandler:
                 msg = "another writer holds the append lock; try again in a moment"
                 raise UnavailableError(msg) from error
             except MasterKeysAwayError as error:
-                self._connected().rollback()  # and keep the keys that are known: what needs no other goes on
+                try:
+                    self._connected().rollback()  # and keep the keys that are known: what needs no other goes on
+                except psycopg.Error:
+                    self._discard_connection()
                 msg = f"{error}; nothing was changed"
                 raise UnavailableError(msg) from error
             except _AWAY as error:
@@ -204,7 +207,7 @@ class CommandHandler:
         stale = {key for key, known in folded.items() if known.known_until < self._foreign_head}
         keys = {(request.stream.workspace_id, key) for request in requests for key in request.keys}
         asked = [{"workspace_id": workspace_id, "key": key} for workspace_id, key in keys]
-        with connection.pipeline():
+        with pipelined(connection):
             connection.execute(self.lock_statement, prepare=True)
             head = connection.execute(HEAD, prepare=True)
             streams = _read(connection, folded, stale) if stale else ()
@@ -231,14 +234,14 @@ class CommandHandler:
         streams: "_Streams | tuple[()]",
     ) -> None:
         """As `_fold`, where others have appended: what was ``known`` is read on, and who they erased is forgotten."""
-        with connection.pipeline():
+        with pipelined(connection):
             erased = self._keys.erased_after(connection, self._head) if self._keys and self._head else ()
             more = _read(connection, folded, known) if known else ()
         if self._keys and (gone := list(erased)):
             self._keys.forget_erased(gone)
             self._cache.clear()
             folded.update({key: Folded() for key in folded})
-            with connection.pipeline():
+            with pipelined(connection):
                 streams, more = _read(connection, folded, folded.keys()), ()
         self._fold(connection, folded, *streams)
         self._fold(connection, folded, *more)

@@ -8,6 +8,7 @@ Invariant: a key that was destroyed never comes back, and none takes its place.
 import asyncio
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Protocol
@@ -60,7 +61,8 @@ from json_to_recordset(%s) as gone (workspace_id uuid, contact_id uuid)
 on conflict (workspace_id, contact_id) do update
 set wrapped = null, master_key_id = null, erased_at = excluded.erased_at where contact_keys.wrapped is not null"""
 
-_BATCH = 1_000
+_BATCH = 200
+"""Keys that are wrapped anew in a transaction: what a key service does in a request."""
 _OTHERWISE_WRAPPED = """
 select workspace_id, contact_id, wrapped, master_key_id from contact_keys
 where wrapped is not null and master_key_id <> %s limit %s for update"""
@@ -178,12 +180,19 @@ class ContactKeys:
     close = discard_connection
 
 
+_READING = 8
+_MOST_WAITING = 200
+"""Look-ups that wait for a master key at a time."""
+
+
 class KeyReader:
     """The keys for an event loop, over a pool. Nothing is remembered: an erasure counts at once."""
 
     def __init__(self, pool: AsyncConnectionPool[Any], master: MasterKeys) -> None:
         self._pool = pool
         self._master = master
+        self._threads = ThreadPoolExecutor(_READING, "keys")
+        self._waiting = 0
 
     async def find(self, people: Collection[Person]) -> Ciphers:
         """The keys of those who have one, None for those who were erased; the others are not in it."""
@@ -192,7 +201,17 @@ class KeyReader:
         async with self._pool.connection() as connection:
             cursor = await connection.execute(FIND, (as_json(people),))
             rows = await cursor.fetchall()
-        return await asyncio.to_thread(unwrapped, self._master, rows)  # which may wait for a service
+        if self._waiting >= _MOST_WAITING:
+            raise MasterKeysAwayError("too many wait for the service that has the master key")
+        self._waiting += 1
+        try:  # in threads of its own: a service that is slow holds up nothing else
+            return await asyncio.get_running_loop().run_in_executor(self._threads, unwrapped, self._master, rows)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False)
 
 
 class _NoKeys:

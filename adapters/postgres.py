@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psutil
@@ -68,6 +69,18 @@ WRITER_LIMITS = LIMITS | {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
+
+
+@contextmanager
+def pipelined(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """A pipeline after which `idle_in_transaction_session_timeout` counts.
+
+    psycopg ends one with a flush, and PostgreSQL, which looks at its clock only where it is ready for a query, stops it
+    for that: whoever was stopped then would hold the append lock for ever. An empty query makes it ready again.
+    """
+    with connection.pipeline():
+        yield
+    connection.execute(b"")
 
 
 def with_settings(conninfo: str, settings: dict[str, str] = LIMITS, application: str = "conversas") -> str:

@@ -41,7 +41,7 @@ from psycopg_pool import ConnectionPool
 
 from adapters import codec, sealing
 from adapters.event_log import HEAD, EventLog, EventRow, append
-from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, MIGRATION_LOCK, WRITER_LIMITS, Role, with_settings
+from adapters.postgres import APPEND_LOCK, LOG_CHANNEL, MIGRATION_LOCK, WRITER_LIMITS, Role, pipelined, with_settings
 from domain.decider import DECIDERS, State
 from domain.envelope import SCHEMA_VERSION, Metadata, StreamType
 from domain.events import EVENTS, Actor, ActorKind, Event, Surface
@@ -364,7 +364,7 @@ class Recorder(_StreamReader, ApplicationRecorder):
 
     def _lock(self, connection: psycopg.Connection) -> tuple[int, datetime]:
         """Take the append lock; the last position under it, and the time."""
-        with connection.pipeline():
+        with pipelined(connection):
             connection.execute(f"select pg_advisory_xact_lock({APPEND_LOCK})", prepare=True)
             connection.execute(f"notify {LOG_CHANNEL}", prepare=True)
             head = connection.execute(HEAD, prepare=True).fetchone()

@@ -122,6 +122,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
                     yield
             finally:
                 app.state.writer.close()
+                reader.close()
 
     app = FastAPI(
         title="Conversas",

@@ -58,6 +58,7 @@ def load_settings() -> Settings:
         level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # the publisher says what matters of it
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request, with its address
     return chosen
 
 

@@ -2,14 +2,15 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 import psycopg
@@ -21,7 +22,14 @@ from key_service import POLICY, KeyService, key_service
 from adapters import vault_keys as vault_keys_module
 from adapters.command_handler import CommandHandler
 from adapters.contact_keys import beside
-from adapters.master_keys import LocalMasterKeys, MasterKeyError, MasterKeys, MasterKeysAwayError, new_master_key
+from adapters.master_keys import (
+    LocalMasterKeys,
+    MasterKeyError,
+    MasterKeys,
+    MasterKeysAwayError,
+    Wrapped,
+    new_master_key,
+)
 from adapters.projector import Projector
 from adapters.vault_keys import VaultMasterKeys
 from api import demo
@@ -123,21 +131,108 @@ def test_no_key_is_made_up_at_the_service_and_one_that_knows_no_owner_is_refused
     for name, kind in (("by-letters", "rsa-2048"), ("from-another", "derived, aes256-gcm96")):
         with pytest.raises(MasterKeyError, match=rf"transit/{name} at the key service \({kind}\) cannot bind"):
             vault_keys(service, f"transit/{name}").current()
+    with pytest.raises(MasterKeyError, match="no master key transit/missing"):
+        vault_keys(service, "transit/missing").wrap(KEYS)
     assert "missing" not in service.ask("LIST", "transit/keys")["data"]["keys"]
 
 
-def test_the_token_is_read_anew_and_need_do_no_more_than_the_guide_says(service: KeyService) -> None:
+class Answering:
+    """A service that answers what it should not: so many bytes of it at a time, each after so many seconds."""
+
+    def __init__(self, status: int, body: bytes, *, pause: float = 0.0, at_once: int = 1_000_000) -> None:
+        self._head = b"HTTP/1.1 %d Yes\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+        self._body, self._pause, self._at_once = body, pause, at_once
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.asked = 0
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._run, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.asked += 1
+                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(1_000_000)
+            connection.sendall(self._head)
+            for start in range(0, len(self._body), self._at_once):
+                time.sleep(self._pause)
+                connection.sendall(self._body[start : start + self._at_once])
+
+
+RESULT = '{"data": {"batch_results": [%s]}}'
+SECRET = "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0IHNlY3I="
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        *((200, body, MasterKeysAwayError) for body in ("", "null", "[]", '"ok"', "{}", '{"data": null}', "<html>")),
+        *((200, RESULT % some, MasterKeysAwayError) for some in ("", "{}", "{}, {}", "null", '{"plaintext": 1}')),
+        (200, RESULT % f'{{"plaintext": "{SECRET}"}}, {{"plaintext": ["{SECRET}"]}}', MasterKeysAwayError),
+        (200, RESULT % '{"plaintext": "!!!"}', MasterKeyError),
+        (200, RESULT % '{"plaintext": "QUJD"}', MasterKeyError),
+        (200, RESULT % '{"error": "no"}', MasterKeyError),
+        (404, '{"message": "no backend"}', MasterKeysAwayError),
+        (404, '{"errors": []}', MasterKeyError),
+        (503, '["x"]', MasterKeysAwayError),
+        (503, '{"errors": ["Vault is sealed"]}', MasterKeysAwayError),
+        (307, "", MasterKeysAwayError),
+    ],
+)
+def test_an_answer_that_is_none_says_nothing_of_a_key(
+    service: KeyService, status: int, body: str, error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Answering(status, body.encode()) as other:
+        keys = VaultMasterKeys(other.url, "transit/conversas", service.token_file)
+        with pytest.raises(error):
+            keys.unwrap([Wrapped("transit/conversas:v1", b"x" * 60, ONE)])
+    assert SECRET not in caplog.text
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_and_not_asked_for_again_at_once(
+    service: KeyService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault_keys_module, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(vault_keys_module, "REST_SECONDS", 0.5)
+    with Answering(200, b" " * 50 + b"{}", pause=0.1, at_once=1) as other:
+        keys = VaultMasterKeys(other.url, "transit/conversas", service.token_file)
+        for waited in (0.5, 0.0, 0.5):
+            began = time.monotonic()
+            with pytest.raises(MasterKeysAwayError):
+                keys.unwrap([Wrapped("transit/conversas:v1", b"x" * 60, ONE)])
+            assert time.monotonic() - began < waited + 0.4
+            time.sleep(0.3)
+        assert other.asked == 2
+
+
+def test_the_token_is_read_anew_and_need_do_no_more_than_the_guide_says(
+    service: KeyService, caplog: pytest.LogCaptureFixture
+) -> None:
     keys = vault_keys(service)
     wrapped = keys.wrap(KEYS)
     guide = (Path(__file__).parents[2] / "docs" / "AUDIT.md").read_text()
     assert all(line in guide for line in POLICY.strip().splitlines())
     old = service.token_file.read_text().strip()
-    service.token_file.write_text("")
-    with pytest.raises(MasterKeysAwayError, match="refuses"):
-        keys.unwrap(wrapped)
+    for token in ("not-one-of-its-tokens", "", f"{old}\nand more", "\0", "não"):
+        service.token_file.write_text(token)
+        with pytest.raises(MasterKeysAwayError, match="cannot be used"):
+            keys.unwrap(wrapped)
     service.token_file.unlink()
-    with pytest.raises(MasterKeysAwayError, match="cannot be reached"):
+    with pytest.raises(MasterKeysAwayError, match="cannot be used"):
         keys.unwrap(wrapped)
+    assert old not in caplog.text
+    assert "there is no token in" in caplog.text
+    assert "403: permission denied" in caplog.text
     service.new_token()
     service.ask("POST", "auth/token/revoke", token=old)
     assert keys.unwrap(wrapped) == [key for _, key in KEYS]
@@ -145,7 +240,7 @@ def test_the_token_is_read_anew_and_need_do_no_more_than_the_guide_says(service:
 
 def test_nobody_else_is_told_the_token(service: KeyService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for stranger in ({"ca_file": None}, {"ca_file": _another_authority(tmp_path)}):
-        with pytest.raises(MasterKeysAwayError, match="cannot be reached"):
+        with pytest.raises(MasterKeysAwayError, match="cannot be used"):
             vault_keys(service, **stranger).current()
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     assert vault_keys(service).current() == "transit/conversas:v1"
@@ -275,6 +370,7 @@ def test_while_the_service_hangs_nothing_is_changed_shown_or_halted_and_then_all
                 assert service.url not in answer.text
             assert "nothing was changed" in refused.json()["detail"]
             assert (done.status_code, listed.status_code) == (201, 200), "what needs no key that is not known goes on"
+            await asyncio.sleep(vault_keys_module.REST_SECONDS)
             assert (await client.post("/v1/contacts", json={"name": "Carla"})).status_code == 201
 
     asyncio.run(ask())
@@ -304,7 +400,7 @@ def test_while_the_service_hangs_nothing_is_changed_shown_or_halted_and_then_all
 def test_what_is_wrong_is_said_at_the_start_with_the_settings_to_look_at(
     service: KeyService, loaded: str, command: tuple[str, ...]
 ) -> None:
-    service.token_file.write_text("not one of its tokens")
+    service.token_file.write_text("not-one-of-its-tokens")
     ended = conversas(loaded, *command)
     assert ended.returncode == 1
     assert (
@@ -317,7 +413,7 @@ def test_what_is_wrong_is_said_at_the_start_with_the_settings_to_look_at(
             )
         )
     ), ended.stderr
-    assert "refuses to use it (403)" in ended.stderr
+    assert "it answers 403" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
