@@ -6,7 +6,6 @@ Invariant: a master key that was named is never made up; one is made up only bes
 from adapters import contact_keys
 from adapters.contact_keys import ContactKeys
 from adapters.master_keys import LocalMasterKeys, MasterKeyError, MasterKeys, MasterKeysAwayError
-from adapters.vault_keys import VaultMasterKeys
 from api.settings import PREFIX, Settings
 
 DEFAULT_FILE = "master.key"
@@ -31,6 +30,8 @@ def master_keys(settings: Settings) -> MasterKeys:
     try:
         keys = _local(settings)
         if settings.vault_url is not None and settings.vault_token_file is not None:
+            from adapters.vault_keys import VaultMasterKeys  # noqa: PLC0415  # an HTTP client that others need not load
+
             ca_file = settings.vault_ca_file
             return VaultMasterKeys(
                 settings.vault_url, settings.vault_key, settings.vault_token_file, ca_file=ca_file, older=keys
