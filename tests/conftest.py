@@ -33,27 +33,14 @@ def postgres_url() -> Iterator[str]:
         yield url
 
 
-WAITING = ("test_whole_way.py", "faults", "integration")
-"""Where tests wait for processes and limits most of the time; those that take long first."""
-WORKING = ("test_isolation.py", "test_permission_cells.py", "browser", "contract", "acceptance", "property", "unit")
-"""Where they keep the processors busy."""
+FIRST = ("test_whole_way.py", "faults", "integration")
+"""Where a test takes long: begun first, so that all workers end at about the same time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file of those that wait, a file of those that work, in turns, so that the workers do both at any time.
-
-    The long ones come first, that all workers end at about the same time; the tests of a file stay together.
-    """
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-    turns = []
-    for names in (WAITING, WORKING):
-        ranks = {name: rank for rank, name in enumerate(names)}
-        here = [path for path in files if {path.name, path.parent.name} & ranks.keys()]
-        turns.append(sorted(here, key=lambda path: min(ranks.get(path.name, 99), ranks.get(path.parent.name, 99))))
-    ordered = [path for turn in itertools.zip_longest(*turns) for path in turn if path is not None]
-    items[:] = [item for path in dict.fromkeys([*ordered, *files]) for item in files[path]]
+    """Those of `FIRST` come before all others; the tests of a file stay together."""
+    ranks = {name: rank for rank, name in enumerate(FIRST)}
+    items.sort(key=lambda item: min(ranks.get(name, len(FIRST)) for name in (item.path.name, item.path.parent.name)))
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,8 @@ from domain.permissions import BUILT_IN_ROLES, Caller
 pytestmark = pytest.mark.faults
 
 TOKEN = "cvs_fault-tests-bulk-admin"
-CONVERSATIONS = 100_000 if CAMPAIGN else 2_000
-KILLS = 20 if CAMPAIGN else 3
+CONVERSATIONS = 100_000 if CAMPAIGN else 3_000
+KILLS = 20 if CAMPAIGN else 4
 ADMIN = Caller(demo.WORKSPACE, demo.ADMIN_ACTOR, BUILT_IN_ROLES["admin"], agent_id=demo.ADMIN)
 FINALIZED = "conversation-finalized-from-listing.v1"
 

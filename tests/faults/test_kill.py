@@ -55,7 +55,7 @@ pytestmark = [
 
 TOKEN = "cvs_fault-tests-admin"
 CLIENTS = 6
-KILLS = 210 if CAMPAIGN else 6
+KILLS = 210 if CAMPAIGN else 10
 CRASHES = 20 if CAMPAIGN else 2
 
 

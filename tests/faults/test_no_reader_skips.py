@@ -34,7 +34,7 @@ pytestmark = pytest.mark.faults
 WRITERS, READERS, CONVERSATIONS = 8, 4, 20
 SHARED = [UUID(int=1_000 + number) for number in range(4)]
 """Conversations that all writers write to at once."""
-EVENTS = 1_000_000 if CAMPAIGN else 10_000
+EVENTS = 1_000_000 if CAMPAIGN else 20_000
 LARGEST_BATCH = 500 if CAMPAIGN else 200
 SECONDS = 900 if CAMPAIGN else 60
 KILL_EVERY_SECONDS = 0.5 if CAMPAIGN else 0.25
