@@ -254,7 +254,7 @@ ATTACKS: dict[str, Attack] = {
     "for us and others": claiming(aud=[CLIENT_ID, "another"]),
     "given to another client": claiming(azp="another"),
     "expired": claiming(iat=NOW - 900, exp=NOW - 600),
-    "from the future": claiming(iat=NOW + 600, exp=NOW + 900),
+    "from the future": claiming(iat=NOW + 7_200, exp=NOW + 7_500),
     "without an end": claiming(exp=None),
     "valid for a year": claiming(exp=NOW + 31_536_000),
     "an end that is text": claiming(exp="tomorrow"),
