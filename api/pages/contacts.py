@@ -4,6 +4,7 @@ Invariant: a change is of what the form showed: whoever else changed it meanwhil
 """
 
 import asyncio
+from math import isfinite
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -225,13 +226,15 @@ def _meant(field: dict[str, Any]) -> Any:
 
 
 def _number(text: str) -> int | float | None:
-    """The number that is written there, with a comma or a point."""
+    """The number that is written there, with a comma or a point, if the API takes it."""
     try:
-        return int(text)
+        whole = int(text)
     except ValueError:
         pass
+    else:
+        return whole if abs(whole) < 2**53 else None
     try:
         found = float(text.replace(",", "."))
     except ValueError:
         return None
-    return found if abs(found) < 1e15 else None
+    return found if isfinite(found) else None
