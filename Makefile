@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Where it is set, each of the hundreds of processes that the tests start compiles all of our code anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run test check lint bench bench-listing bench-page bench-feed screenshots faults kafka lock clean
 

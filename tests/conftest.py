@@ -1,22 +1,19 @@
 """What all tests share: a real PostgreSQL per worker, one Kafka for all, and a fresh, migrated database per test."""
 
-import itertools
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import contact_keyring  # noqa: F401  # it sets the master key
 import psycopg
 import pytest
+from databases import new_database
 from kafka_for_all import KafkaUnavailableError, shared_broker
 from psycopg.conninfo import make_conninfo
 
 from adapters.postgres import embedded, migrate
-
-CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
-"""Run the long forms of the fault tests (`make faults`)."""
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +28,14 @@ def postgres_url() -> Iterator[str]:
             connection.execute("select pg_reload_conf()")
         migrate(make_conninfo(url, dbname="template_conversas"))
         yield url
+
+
+gc.set_threshold(100_000, 20, 20)  # thousands of tests are collected, and none of them is garbage
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays: it is not looked through again while the tests run."""
+    gc.freeze()
 
 
 FIRST = ("test_whole_way.py", "faults", "integration")
@@ -71,15 +76,8 @@ def _own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
 
 
-_numbers = itertools.count(1)
-
-
 @pytest.fixture
 def database(postgres_url: str) -> Iterator[str]:
     """The conninfo of a fresh database with all migrations applied; dropped afterwards."""
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template template_conversas")
-        yield make_conninfo(postgres_url, dbname=name)
-        for each in (name, f"{name}_keys"):
-            connection.execute(f"drop database if exists {each} with (force)")
+    with new_database(postgres_url) as conninfo:
+        yield conninfo

@@ -4,16 +4,15 @@ Invariant: requests go through the whole application, middleware included; only 
 """
 
 import hashlib
+import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 import httpx
-from contact_keyring import keys_of
 
 from adapters.command_handler import CommandHandler
 from adapters.deciding import Request
-from adapters.projector import Projector, create_missing
 from api.app import create_app
 from api.settings import Settings
 from domain.commands import Command
@@ -21,24 +20,13 @@ from domain.envelope import Stream
 from domain.events import Actor, ActorKind, Surface
 from domain.permissions import BUILT_IN_ROLES, Caller
 
+sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # httpx looks for it on the disk for each request
 SYSTEM = Actor(kind=ActorKind.SYSTEM, id="tests")
 
 
 def id_of(name: str) -> UUID:
     """An id for ``name``, always the same."""
     return uuid5(NAMESPACE_URL, f"conversas:tests:{name}")
-
-
-def prepare(database: str) -> None:
-    """Make the tables of the read models."""
-    create_missing(database)
-    keys_of(database).close()
-
-
-def project(database: str) -> None:
-    """Bring the read models up to date."""
-    with closing(keys_of(database)) as keys, closing(Projector(database, keys=keys)) as projector:
-        projector.catch_up()
 
 
 def carry_out(

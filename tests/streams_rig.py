@@ -1,89 +1,26 @@
 """What the tests of streams share: a service with settings of their own, and listeners to event streams."""
 
 import json
-import os
 import queue
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
-from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
-from contact_keyring import keys_of
-from psycopg.conninfo import make_conninfo
-
-from adapters.command_handler import CommandHandler
-from api import demo
+import running_service
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "cvs_streams-tests-admin"
-
-
-@dataclass(frozen=True)
-class Running:
-    """A running service on the demo workspace, whose admin has `TOKEN`."""
-
-    url: str
-    database_url: str
-    server: subprocess.Popen[bytes]
-
-
-@contextmanager
-def serving(postgres_url: str, *, patch: str = "", **settings: str) -> Iterator[Running]:
-    """API (after running ``patch``, for canaries) and projector as processes of their own, on a fresh database."""
-    name = f"streams_{uuid4().hex[:8]}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template template_conversas")
-    database_url = make_conninfo(postgres_url, dbname=name)
-    with closing(CommandHandler(database_url, keys_of(database_url))) as handler:
-        demo.load(handler, TOKEN)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    ours = {"DATABASE_URL": database_url, "PORT": str(port), "LOG_LEVEL": "warning"} | settings
-    environment = os.environ | {f"CONVERSAS_{key}": value for key, value in ours.items()}
-    program = f"{patch}\nfrom api.__main__ import main\nmain()"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program, "serve"], cwd=ROOT, env=environment),
-        subprocess.Popen([sys.executable, "-m", "api", "project"], cwd=ROOT, env=environment),
-    ]
-    try:
-        running = Running(f"http://127.0.0.1:{port}", database_url, processes[0])
-        wait_until(lambda: is_ready(running.url), "the service is ready", seconds=120)
-        yield running
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        with psycopg.connect(postgres_url, autocommit=True) as connection:
-            connection.execute(f"drop database {name} with (force)")
-
-
-def is_ready(url: str) -> bool:
-    try:
-        answer = httpx.get(f"{url}/readyz", timeout=5).json()
-    except httpx.TransportError:
-        return False
-    return bool(answer["ready"]) and not any(each["behind"] for each in answer["projections"].values())
-
-
-def wait_until(look: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if look():
-            return
-        time.sleep(0.02)
-    pytest.fail(f"{what}: not within {seconds} s")
+serving = partial(running_service.serving, token=TOKEN)
+"""A service with settings of its own, whose admin has `TOKEN`."""
 
 
 @dataclass(frozen=True)

@@ -7,27 +7,19 @@ another. Nothing here or in these tests looks behind HTTP.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
-from contact_keyring import keys_of
-from psycopg.conninfo import make_conninfo
+from running_service import Service, serving, wait_until
 
-from adapters.command_handler import CommandHandler
 from api import demo
 
 ROOT = Path(__file__).parents[2]
@@ -137,46 +129,6 @@ class Conversation:
         return (by or self.api).items(f"{self.path}/messages", at_least=self.answer["position"])
 
 
-@dataclass(frozen=True)
-class Service:
-    """A running service."""
-
-    url: str
-    database_url: str
-
-    def new_workspace(self, slug: str) -> str:
-        """An admin's token of a workspace made by the command line: there is no route for it."""
-        command = [sys.executable, "-m", "api", "token", "create", "--workspace", slug]
-        command += ["--integration", "tests", "--role", "admin"]
-        environment = {**os.environ, "CONVERSAS_DATABASE_URL": self.database_url, "CONVERSAS_LOG_LEVEL": "error"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def wait_until(look: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if look():
-            return
-        time.sleep(0.02)
-    pytest.fail(f"{what}: not within {seconds} s")
-
-
-def _caught_up(url: str) -> bool:
-    try:
-        answer = httpx.get(f"{url}/readyz", timeout=5, verify=WITHOUT_TLS)
-    except httpx.TransportError:
-        return False
-    behind = [projection["behind"] for projection in answer.json()["projections"].values()]
-    return answer.status_code == 200 and not any(behind)
-
-
 @pytest.fixture(scope="session")
 def service(postgres_url: str) -> Iterator[Service]:
     """API and projector as processes of their own, on a fresh database with the demo workspace."""
@@ -190,38 +142,7 @@ def start_service(postgres_url: str) -> Callable[..., AbstractContextManager[Ser
     return partial(started, postgres_url)
 
 
-@contextmanager
-def started(postgres_url: str, **settings: str) -> Iterator[Service]:
-    name = f"acceptance_{uuid4().hex[:8]}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template template_conversas")
-    database_url = make_conninfo(postgres_url, dbname=name)
-    port = free_port()
-    environment = {
-        **os.environ,
-        "CONVERSAS_DATABASE_URL": database_url,
-        "CONVERSAS_PORT": str(port),
-        "CONVERSAS_PUBLIC_URL": f"http://127.0.0.1:{port}",
-        "CONVERSAS_LOG_LEVEL": "warning",
-        "CONVERSAS_TOKEN_CACHE_SECONDS": "0.2",
-        **{f"CONVERSAS_{setting}": value for setting, value in settings.items()},
-    }
-    with closing(CommandHandler(database_url, keys_of(database_url))) as handler:
-        demo.load(handler, ADMIN_TOKEN)
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "api", part], cwd=ROOT, env=environment)
-        for part in ("serve", "project")
-    ]
-    try:
-        running = Service(f"http://127.0.0.1:{port}", database_url)
-        wait_until(lambda: _caught_up(running.url), "the service is ready", seconds=120)
-        yield running
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        with psycopg.connect(postgres_url, autocommit=True) as connection:
-            connection.execute(f"drop database {name} with (force)")
+started = partial(serving, token=ADMIN_TOKEN, TOKEN_CACHE_SECONDS="0.2")
 
 
 @pytest.fixture(scope="session")

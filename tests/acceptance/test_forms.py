@@ -6,7 +6,6 @@ Invariant: a form, or a field of one, that is not looked at here fails here.
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from campaign import CAMPAIGN
 from fastapi.routing import iter_route_contexts
 from forms_of_pages import Form, PageOfForms
 
@@ -25,7 +25,6 @@ from api.pages.page import PageRoute
 from api.settings import Settings
 
 ADMIN_TOKEN = "cvs_acceptance-tests-admin"
-CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
 LONG, PLAIN = "x" * 501, "algo que alguém digitou"
 Filling = dict[str, str | list[str]]
 

@@ -20,8 +20,9 @@ from uuid import UUID
 import psycopg
 import pytest
 from contact_keyring import keys_of
+from databases import prepare, project
 from fastapi import FastAPI
-from in_process import carry_out, id_of, prepare, project
+from in_process import carry_out, id_of
 from psycopg.conninfo import make_conninfo
 
 from adapters.command_handler import CommandHandler

@@ -15,7 +15,8 @@ import httpx
 import psycopg
 import pytest
 from contact_keyring import keys_of
-from in_process import carry_out, id_of, prepare, project, serving
+from databases import new_database, prepare, project
+from in_process import carry_out, id_of, serving
 from permission_table import (
     ACTIONS,
     CALLERS,
@@ -34,7 +35,6 @@ from permission_table import (
     reaches,
     statuses,
 )
-from psycopg.conninfo import make_conninfo
 
 from adapters.command_handler import CommandHandler
 from adapters.identity import digest
@@ -294,11 +294,8 @@ async def walk_all(database: str) -> Walk:
 @pytest.fixture(scope="module")
 def walk(postgres_url: str) -> Iterator[Walk]:
     """The answers to all cells, asked once."""
-    name = "permission_cells"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template template_conversas")
-        yield asyncio.run(walk_all(make_conninfo(postgres_url, dbname=name)))
-        connection.execute(f"drop database {name} with (force)")
+    with new_database(postgres_url) as database:
+        yield asyncio.run(walk_all(database))
 
 
 @pytest.mark.parametrize("who", CALLERS, ids=lambda who: who.name)

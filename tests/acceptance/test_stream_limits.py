@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from streams_rig import TOKEN, Listener, Running, Sent, serving, wait_until
+from running_service import Service, wait_until
+from streams_rig import TOKEN, Listener, Sent, serving
 
 from api import demo
 
@@ -26,7 +27,7 @@ def listening(client: httpx.Client, path: str) -> Iterator[Listener]:
 
 
 @pytest.fixture(scope="module")
-def small(postgres_url: str) -> Iterator[Running]:
+def small(postgres_url: str) -> Iterator[Service]:
     """A service with three streams at most, on which presence expires soon and heartbeats come fast."""
     patch = "import api.streams; api.streams.HEARTBEAT_SECONDS = 0.3"
     with serving(postgres_url, patch=patch, OPEN_STREAMS="3", PRESENCE_SECONDS="1") as running:
@@ -34,7 +35,7 @@ def small(postgres_url: str) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def admin(small: Running) -> Iterator[httpx.Client]:
+def admin(small: Service) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=small.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30) as client:
         yield client
 

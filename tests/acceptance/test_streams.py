@@ -9,7 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from streams_rig import TOKEN, Listener, Sent, serving, wait_until
+from campaign import SLOW_CANARY, only_in_campaigns
+from running_service import wait_until
+from streams_rig import TOKEN, Listener, Sent, serving
 
 from api import demo
 
@@ -350,6 +352,8 @@ api.streams.where = lambda caller, chosen: ("workspace_id = %s", [caller.workspa
 """
 
 
+@pytest.mark.faults
+@only_in_campaigns(SLOW_CANARY)
 def test_canary_without_the_scope_the_test_of_it_fails(postgres_url: str) -> None:
     with serving(postgres_url, patch=NO_SCOPE) as running:
         with httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {TOKEN}"}) as client:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT, AxeResults
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from running_service import free_port, is_ready, wait_until
 
 _SERVICE = Path(__file__).parents[1] / "acceptance" / "conftest.py"
 _spec = importlib.util.spec_from_file_location("acceptance_service", _SERVICE)
@@ -147,7 +148,7 @@ def serving(service: Any) -> Serving:
 
     @contextmanager
     def serve(*program: str, port: int | None = None) -> Iterator[str]:
-        port = port or acceptance.free_port()
+        port = port or free_port()
         settings = {"DATABASE_URL": service.database_url, "PORT": str(port), "LOG_LEVEL": "error"}
         environment = os.environ | {f"CONVERSAS_{name}": value for name, value in settings.items()}
         process = subprocess.Popen(
@@ -157,7 +158,7 @@ def serving(service: Any) -> Serving:
         )
         try:
             url = f"http://127.0.0.1:{port}"
-            acceptance.wait_until(lambda: acceptance._caught_up(url), "it is served", seconds=120)
+            wait_until(lambda: is_ready(url), "it is served", seconds=120)
             yield url
         finally:
             process.kill()

@@ -5,16 +5,15 @@ The pages of the world in `hostile_world` are gone through once; the canaries wa
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
 import hostile_world
 import pytest
+from campaign import CAMPAIGN, SLOW_CANARY, only_in_campaigns
 from hostile_world import World
 from playwright.sync_api import expect
 
-CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
 ADMIN_TOKEN = "cvs_acceptance-tests-admin"
 PAGES = tuple(World(None, dict.fromkeys(hostile_world.KINDS, ""), dict.fromkeys(hostile_world.KINDS, "")).pages())
 ALIKE = {f"{page}: {kind}" for page in ("conversation", "contact") for kind in hostile_world.KINDS if kind != "markup"}
@@ -79,6 +78,8 @@ def test_hostile_texts_are_texts_on_every_page_and_nobody_is_kept_out(guests: An
         assert guest.complaints == []
 
 
+@pytest.mark.faults
+@only_in_campaigns(SLOW_CANARY)
 def test_canary_a_template_that_does_not_escape_is_found(visit: Any, world: World, broken: str) -> None:
     guest = visit("pt", token_of(world.admin), url=broken, extra_http_headers={"Break": "unescaped"})
     with pytest.raises(AssertionError):

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from campaign import SLOW_CANARY, only_in_campaigns
 from playwright.sync_api import expect
 
 from api import demo
@@ -102,6 +103,8 @@ def test_what_is_out_of_scope_is_neither_shown_nor_told_to_an_open_listing(
     watch_out_of_scope(visit, api, bia, open_conversation, "alcance")
 
 
+@pytest.mark.faults
+@only_in_campaigns(SLOW_CANARY)
 def test_canary_a_listing_that_forgets_scopes_is_found(
     visit: Any, api: Any, bia: Any, open_conversation: Any, broken: str
 ) -> None:

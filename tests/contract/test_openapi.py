@@ -6,36 +6,26 @@ Invariant: the service is a process of its own on a fresh demo workspace; whatev
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
 import schemathesis
-from contact_keyring import keys_of
+from campaign import CAMPAIGN
 from hypothesis import HealthCheck, settings
-from psycopg.conninfo import make_conninfo
+from running_service import serving
 from schemathesis.pytest.lazy import get_all_tests
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from adapters.command_handler import CommandHandler
-from api import demo
 from api.app import create_app
 from api.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
 TOKEN = "cvs_contract-tests-admin"
 AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
 DOCUMENT: dict[str, Any] = create_app(Settings(), "postgresql://nowhere").openapi()
@@ -44,42 +34,8 @@ DOCUMENT: dict[str, Any] = create_app(Settings(), "postgresql://nowhere").openap
 @pytest.fixture(scope="module")
 def url(postgres_url: str) -> Iterator[str]:
     """API and projector as processes of their own, on a fresh database with the demo workspace."""
-    name = f"contract_{uuid4().hex[:8]}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template template_conversas")
-    database_url = make_conninfo(postgres_url, dbname=name)
-    with closing(CommandHandler(database_url, keys_of(database_url))) as handler:
-        demo.load(handler, TOKEN)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    ours = {"DATABASE_URL": database_url, "PORT": str(port), "LOG_LEVEL": "warning"}
-    environment = os.environ | {f"CONVERSAS_{key}": value for key, value in ours.items()}
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "api", part], cwd=ROOT, env=environment)
-        for part in ("serve", "project")
-    ]
-    try:
-        found = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            if is_ready(found):
-                break
-            time.sleep(0.05)
-        yield found
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        with psycopg.connect(postgres_url, autocommit=True) as connection:
-            connection.execute(f"drop database {name} with (force)")
-
-
-def is_ready(url: str) -> bool:
-    try:
-        answer = httpx.get(f"{url}/readyz", timeout=5).json()
-    except httpx.TransportError:
-        return False
-    return bool(answer["ready"]) and not any(each["behind"] for each in answer["projections"].values())
+    with serving(postgres_url, TOKEN) as running:
+        yield running.url
 
 
 SEEN: dict[tuple[str, str], set[int]] = defaultdict(set)
@@ -260,7 +216,11 @@ ALWAYS = [
 ]
 """One of each kind; all of them take minutes and come with `make faults`. Streams do not end by themselves."""
 MADE_UP = settings(
-    max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=15 if CAMPAIGN else 8,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 
 

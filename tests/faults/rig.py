@@ -4,7 +4,6 @@ Imported by the tests and, as they run as programs too, by their child processes
 """
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -34,7 +33,6 @@ from domain.envelope import Stream
 from domain.events import Actor, ActorKind, ContactDetails, Surface
 from domain.permissions import Caller, Permission, Scope
 
-CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
 """Run the long forms (`make faults`)."""
 ROOT = Path(__file__).parents[2]
 WORKSPACE, CONTACT = UUID(int=1), UUID(int=2)

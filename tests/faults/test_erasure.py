@@ -15,8 +15,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from campaign import CAMPAIGN, SLOW_CANARY, only_in_campaigns
 from contact_keyring import keys_of
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from databases import project
 from erasing import (
     CHANNEL_TOKEN,
     FIELDS,
@@ -33,8 +35,8 @@ from erasing import (
     note_keys,
 )
 from feed import make_settings
-from in_process import carry_out, id_of, project, serving
-from rig import CAMPAIGN, assert_live_equals_rebuilt, contents, handling, query
+from in_process import carry_out, id_of, serving
+from rig import assert_live_equals_rebuilt, contents, handling, query
 
 from adapters import bundle, contact_keys, erasures
 from adapters.checkpoints import SigningKey, origin_for
@@ -267,6 +269,7 @@ def restored_backup(
     assert contents(place.database) == live
 
 
+@only_in_campaigns(SLOW_CANARY)
 def test_canary_without_the_purge_traces_are_found(place: Place, fresh_people: list[Person]) -> None:
     people = fresh_people[:5]
     fill(place, people)

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 from contact_keyring import keys_of
-from in_process import project
+from databases import project
 from rig import REGISTER, ROOT, WORKSPACE, assert_live_equals_rebuilt, do, handling, opening, query
 
 from adapters import contact_keys, erasures

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from brokers import Brokers
+from campaign import CAMPAIGN, only_in_campaigns
 from network import FAR, Network, NetworkRefusedError, entered
 from publishers import Unlocked, Work, at_work, reasons
-from rig import CAMPAIGN
 from topic import Seen
 
 from adapters import kafka_position
@@ -220,7 +220,7 @@ CANARIES: dict[type[Publisher], tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.skipif(not CAMPAIGN, reason="a race, which takes minutes to be lost for sure: run by make faults")
+@only_in_campaigns("a race, which takes minutes to be lost for sure")
 @pytest.mark.parametrize("kind", CANARIES, ids=lambda kind: kind.__name__)
 def test_canary_a_publisher_without_a_guard_is_caught(
     kind: type[Publisher], place: Place, database: str, tmp_path: Path

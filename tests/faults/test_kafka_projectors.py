@@ -24,13 +24,14 @@ from uuid import UUID, uuid4
 import psutil
 import psycopg
 import pytest
+from campaign import CAMPAIGN, only_in_campaigns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from agreement import check_that_all_agree  # a child process has to be told where it is
 from contact_keyring import keys_of
 from random_history import CONTACTS, START, handle, request, setting_up, some_details, some_request
-from rig import CAMPAIGN, ROOT, assert_live_equals_rebuilt, assert_projected, head, query, wait_until
+from rig import ROOT, assert_live_equals_rebuilt, assert_projected, head, query, wait_until
 
 from adapters.command_handler import CommandHandler
 from adapters.event_log import EventLog
@@ -324,13 +325,13 @@ def sleeps_with_records_in_its_hands(kind: str, conninfo: str, servers: str, dir
             group.leave(process)
 
 
-@pytest.mark.skipif(not CAMPAIGN, reason="sleeps out a session, twice: run by make faults")
+@only_in_campaigns("sleeps out a session, twice")
 def test_a_zombie_changes_nothing(database: str, kafka_bootstrap: str, tmp_path: Path) -> None:
     sleeps_with_records_in_its_hands("sleepy", database, kafka_bootstrap, tmp_path)
     check_that_all_agree(database)
 
 
-@pytest.mark.skipif(not CAMPAIGN, reason="sleeps out a session, twice: run by make faults")
+@only_in_campaigns("sleeps out a session, twice")
 def test_canary_a_zombie_that_does_not_compare_doubles(database: str, kafka_bootstrap: str, tmp_path: Path) -> None:
     sleeps_with_records_in_its_hands("unfenced", database, kafka_bootstrap, tmp_path)
     with pytest.raises(AssertionError):

@@ -24,8 +24,8 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from campaign import CAMPAIGN, SLOW_CANARY, only_in_campaigns
 from rig import (
-    CAMPAIGN,
     ROOT,
     Postgres,
     assert_live_equals_rebuilt,
@@ -55,8 +55,8 @@ pytestmark = [
 
 TOKEN = "cvs_fault-tests-admin"
 CLIENTS = 6
-KILLS = 210 if CAMPAIGN else 10
-CRASHES = 20 if CAMPAIGN else 2
+KILLS = 210 if CAMPAIGN else 6
+CRASHES = 20 if CAMPAIGN else 1
 
 
 # Our processes, killed and started again
@@ -421,6 +421,7 @@ def broken(*names: str) -> dict[str, Sequence[str]]:
     return {name: (__file__, name) for name in names}
 
 
+@only_in_campaigns(SLOW_CANARY)
 def test_canary_an_api_that_answers_before_it_commits_is_caught(database: str, tmp_path: Path) -> None:
     def run() -> None:
         with service_under_load(broken("serve") | ours("project"), database, tmp_path) as (services, clients):
@@ -431,6 +432,7 @@ def test_canary_an_api_that_answers_before_it_commits_is_caught(database: str, t
         run()
 
 
+@only_in_campaigns(SLOW_CANARY)
 def test_canary_a_projector_that_stores_its_position_apart_is_caught(database: str, tmp_path: Path) -> None:
     def run() -> None:
         with service_under_load(ours("serve") | broken("project"), database, tmp_path) as (services, _):

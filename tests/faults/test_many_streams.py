@@ -14,7 +14,9 @@ from urllib.parse import quote, urlsplit
 import httpx
 import psutil
 import pytest
-from streams_rig import TOKEN, Running, serving, wait_until
+from campaign import SLOW_CANARY, only_in_campaigns
+from running_service import Service, wait_until
+from streams_rig import TOKEN, serving
 
 from api import demo
 
@@ -100,7 +102,7 @@ async def slowest_of(client: httpx.AsyncClient, watchers: list[Watcher]) -> floa
     return slowest
 
 
-async def measure(running: Running) -> tuple[float, float, list[float]]:
+async def measure(running: Service) -> tuple[float, float, list[float]]:
     """MiB before and after the streams are open, and after many updates; the slowest telling of each update."""
     server = psutil.Process(running.server.pid)
     headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -148,7 +150,7 @@ adapters.live.Subscriber.tell = lambda self, message: tell(self, bytes(bytearray
 """
 
 
-def flooded(running: Running) -> tuple[float, list[socket.socket]]:
+def flooded(running: Service) -> tuple[float, list[socket.socket]]:
     """MiB that the server grows by while clients who read nothing are told more than they take."""
     where = urlsplit(running.url)
     headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -187,10 +189,11 @@ def test_clients_that_do_not_read_are_dropped_and_cost_little(postgres_url: str)
         wait_until(lambda: is_well(running), "the server is well")
 
 
-def is_well(running: Running) -> bool:
+def is_well(running: Service) -> bool:
     return httpx.get(f"{running.url}/readyz", timeout=5).status_code == 200
 
 
+@only_in_campaigns(SLOW_CANARY)
 def test_canary_without_a_limit_what_is_not_read_fills_the_memory(postgres_url: str) -> None:
     with serving(postgres_url, patch=NO_LIMIT) as running:
         grown, clients = flooded(running)

@@ -20,7 +20,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from rig import CAMPAIGN, CONTACT, REGISTER, SYSTEM, do, handling, head, opening, query, request
+from campaign import CAMPAIGN
+from rig import CONTACT, REGISTER, SYSTEM, do, handling, head, opening, query, request
 
 from adapters import command_handler
 from adapters.command_handler import CommandHandler, UnavailableError
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.faults
 WRITERS, READERS, CONVERSATIONS = 8, 4, 20
 SHARED = [UUID(int=1_000 + number) for number in range(4)]
 """Conversations that all writers write to at once."""
-EVENTS = 1_000_000 if CAMPAIGN else 20_000
+EVENTS = 1_000_000 if CAMPAIGN else 10_000
 LARGEST_BATCH = 500 if CAMPAIGN else 200
 SECONDS = 900 if CAMPAIGN else 60
 KILL_EVERY_SECONDS = 0.5 if CAMPAIGN else 0.25

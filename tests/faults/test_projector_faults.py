@@ -17,9 +17,9 @@ from uuid import UUID, uuid4
 import httpx
 import psycopg
 import pytest
+from campaign import only_in_campaigns
 from psycopg.conninfo import make_conninfo
 from rig import (
-    CAMPAIGN,
     ROOT,
     SYSTEM,
     WORKSPACE,
@@ -457,7 +457,7 @@ def test_canary_a_swap_that_leaves_the_position(model: ReadModel, filled: str, m
         rebuild_of_what_is_behind(filled, model)
 
 
-@pytest.mark.skipif(not CAMPAIGN, reason="a race that is lost only now and then: run by make faults")
+@only_in_campaigns("a race that is lost only now and then")
 def test_canary_a_swap_that_leaves_the_position_among_commands(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     project_all(filled)
     with monkeypatch.context() as patched:

@@ -19,9 +19,10 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from campaign import CAMPAIGN
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from psycopg.conninfo import make_conninfo
-from rig import CALLER, CAMPAIGN, CONTACT, REGISTER, conversation, handling, opening
+from databases import new_database
+from rig import CALLER, CONTACT, REGISTER, conversation, handling, opening
 
 from adapters import bundle, checkpoints
 from adapters.bundle import AlteredError, verify
@@ -103,11 +104,12 @@ def write_on(handler: CommandHandler, chance: random.Random, conversations: list
 @pytest.fixture(scope="module")
 def log(postgres_url: str) -> Iterator[Log]:
     chance = random.Random(4)
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute("create database tampering template template_conversas")
-    url = make_conninfo(postgres_url, dbname="tampering")
-    create_missing(url)
-    with handling(url) as handler, psycopg.connect(url, autocommit=True) as connection:
+    with (
+        new_database(postgres_url) as url,
+        handling(url) as handler,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        create_missing(url)
         for what, id_ in ((REGISTER, CONTACT), (opening(1), OTHERS)):
             caller = command(OTHERS, what, id_)
             [answer] = handler.handle([caller])
@@ -131,8 +133,6 @@ def log(postgres_url: str) -> Iterator[Log]:
         with connection.cursor(row_factory=event_row, binary=True) as cursor:
             found.rows = cursor.execute(f"select {COLUMNS} from events order by position".encode()).fetchall()
         yield found
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute("drop database tampering with (force)")
 
 
 # What can be done to a bundle

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
-import psycopg
 import pytest
+from campaign import CAMPAIGN
 from contact_keyring import keys_of
-from psycopg.conninfo import make_conninfo
+from databases import new_database
 
 from adapters.command_handler import CommandHandler
 from adapters.importers import Report, import_file
@@ -23,7 +23,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from adapters.kafka_broker import KafkaBroker, KafkaUnavailableError
 
-CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
 CACHE = Path(__file__).parents[2] / ".data" / "kafka" / "libs"
 
 
@@ -66,7 +65,7 @@ class ImportedLog:
     """What the progress was told."""
 
 
-ROWS_OF_EVERY_RUN = 40_000
+ROWS_OF_EVERY_RUN = 12_000
 """Of the real log's 119,998, which take long; all of them in `make faults`."""
 
 
@@ -89,11 +88,8 @@ def imported_log(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) ->
     """Imported once; tests only read it, or import it again, which adds nothing."""
     path = _a_log(tmp_path_factory.mktemp("log"))
     told: list[tuple[int, int, int]] = []
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database imported_log template template_conversas")
-        database = make_conninfo(postgres_url, dbname="imported_log")
+    with new_database(postgres_url) as database:
         handler = CommandHandler(database, keys_of(database))
         report = import_file(handler, UUID(int=7), path, "servicenow", progress=lambda *done: told.append(done))
         handler.close()
         yield ImportedLog(database, UUID(int=7), path, report, told)
-        connection.execute("drop database imported_log with (force)")

@@ -2,20 +2,19 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from contact_keyring import keys_of
+from databases import load_demo, prepare
 from psycopg_pool import AsyncConnectionPool
 
 from adapters.bulk import BulkRunner, Wanted, start
 from adapters.command_handler import CommandHandler, UnavailableError
 from adapters.identity import Identity
 from adapters.postgres import LIMITS, Role, connect, with_settings
-from adapters.projector import create_missing
 from adapters.writer import Writer
 from api import demo
 from domain.commands import AddLabel
@@ -39,9 +38,8 @@ class Holders(Identity):
 @pytest.fixture
 def loaded(database: str) -> str:
     """A database with the demo workspace."""
-    create_missing(database)
-    with closing(CommandHandler(database, keys_of(database))) as handler:
-        demo.load(handler)
+    prepare(database)
+    load_demo(database)
     return database
 
 

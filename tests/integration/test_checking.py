@@ -12,14 +12,15 @@ from uuid import uuid4
 import psycopg
 import pytest
 from contact_keyring import keys_of
-from psycopg.conninfo import make_conninfo
+from databases import new_database, prepare, project
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from adapters.checking import check, gaps
 from adapters.command_handler import CommandHandler
 from adapters.contact_keys import beside
 from adapters.deciding import Request
 from adapters.event_log import EventLog
-from adapters.projector import READ_MODELS, Projector, create_missing
+from adapters.projector import READ_MODELS, Projector
 from api import demo
 from domain.commands import AddLabel
 from domain.envelope import Stream
@@ -33,17 +34,13 @@ CALLER = Caller(demo.WORKSPACE, Actor(kind=ActorKind.SYSTEM, id="x"), BUILT_IN_R
 @pytest.fixture(scope="module")
 def told(postgres_url: str) -> Iterator[str]:
     """A database with the demo, projected."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database checking template template_conversas")
-        url = make_conninfo(postgres_url, dbname="checking")
-        create_missing(url)
-        keys = keys_of(url)
-        with closing(CommandHandler(url, keys)) as handler, closing(Projector(url, keys=keys)) as projector:
+    with new_database(postgres_url) as database:
+        prepare(database)
+        with closing(CommandHandler(database, keys_of(database))) as handler:
             demo.load(handler, "cvs_checking")
             label(handler, "a")
-            projector.catch_up()
-        yield url
-        connection.execute("drop database checking with (force)")
+        project(database)
+        yield database
 
 
 def label(handler: CommandHandler, name: str) -> None:
@@ -97,7 +94,7 @@ def test_canary_a_row_altered_by_hand_is_found_and_told_without_what_it_says(tol
     expected = ALTERED[statement]
     other = make_conninfo(told, dbname="altered")
     with psycopg.connect(told, autocommit=True, dbname="postgres") as connection:
-        connection.execute("create database altered template checking")
+        connection.execute(f"create database altered template {conninfo_to_dict(told)['dbname']}")
         try:
             with psycopg.connect(other, autocommit=True) as altered:
                 altered.execute(statement.replace("{workspace}", str(demo.WORKSPACE)).encode())

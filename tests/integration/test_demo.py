@@ -6,7 +6,8 @@ from typing import Any
 import psycopg
 import pytest
 from contact_keyring import keys_of
-from in_process import carry_out, id_of, prepare, project
+from databases import prepare, project
+from in_process import carry_out, id_of
 
 from adapters.command_handler import CommandHandler
 from adapters.identity import digest

@@ -15,7 +15,8 @@ import psycopg
 import pytest
 from agreement import all_events
 from contact_keyring import keys_of
-from in_process import id_of, prepare, project
+from databases import new_database, prepare, project
+from in_process import id_of
 from naive_episodes import episodes
 from psycopg.rows import dict_row
 
@@ -97,9 +98,7 @@ def history(chance: random.Random, workspace: UUID) -> Iterator[tuple[UUID, Comm
 @pytest.fixture(scope="module")
 def filled(postgres_url: str) -> Iterator[str]:
     """A database with two workspaces full of episodes."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database episode_totals template template_conversas")
-        database = psycopg.conninfo.make_conninfo(postgres_url, dbname="episode_totals")
+    with new_database(postgres_url) as database:
         prepare(database)
         with closing(CommandHandler(database, keys_of(database))) as handler:
             for workspace in (WORKSPACE, ELSEWHERE):
@@ -120,7 +119,6 @@ def filled(postgres_url: str) -> Iterator[str]:
                     assert not isinstance(answer, Exception) or isinstance(answer, DomainError), answer
         project(database)
         yield database
-        connection.execute("drop database episode_totals with (force)")
 
 
 def all_episodes(database: str) -> list[list[dict[str, Any]]]:

@@ -7,7 +7,6 @@ is read everywhere, the real log where it is there.
 import json
 import lzma
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from contact_keyring import keys_of, rows_in_clear
-from psycopg.conninfo import make_conninfo
+from databases import new_database
 from servicenow_reading import CHANGES, WORKSPACE, check_import, load, reading, recorded
 
 from adapters.command_handler import CommandHandler, UnavailableError
@@ -51,12 +50,8 @@ def is_note(row: EventRow) -> bool:
 
 @pytest.fixture
 def another_database(postgres_url: str) -> Iterator[str]:
-    name = f"import_{os.getpid()}_{random.getrandbits(32)}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"create database {name} template template_conversas")
-        yield make_conninfo(postgres_url, dbname=name)
-        for each in (name, f"{name}_keys"):
-            connection.execute(f"drop database if exists {each} with (force)")
+    with new_database(postgres_url) as conninfo:
+        yield conninfo
 
 
 def test_the_sample_becomes_what_an_independent_reading_says(database: str) -> None:

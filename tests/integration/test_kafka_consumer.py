@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from campaign import SLOW_CANARY, only_in_campaigns
 from feed import history, in_two_workspaces, make_settings, publish, wait_until
 from kafka import KafkaProducer
 
@@ -114,7 +115,7 @@ APART = [
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", ["example", "canary"])
+@pytest.mark.parametrize("kind", ["example", pytest.param("canary", marks=only_in_campaigns(SLOW_CANARY))])
 def test_killed_while_it_reads_it_still_counts_each_once(
     kind: str, database: str, settings: PublisherSettings, tmp_path: Path
 ) -> None:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonschema_rs
-import psycopg
 import pytest
+from databases import new_database
 from feed import SPACE, consumed, history, id_of, keep_all, make_settings, publish, text_headers
-from psycopg.conninfo import make_conninfo
 
 from adapters.schemas import CONVERSATION_EVENTS, STATE_TYPE
 from api import asyncapi
@@ -62,10 +61,8 @@ def messages(kafka_bootstrap: str, postgres_url: str) -> list[Message]:
     """All that is on the topics after every event was published."""
     settings = make_settings(kafka_bootstrap, schema_base=schema_base(API), schema_suffix=SCHEMA_SUFFIX)
     keep_all(settings)
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database messages template template_conversas")
-        publish(every_event(), make_conninfo(postgres_url, dbname="messages"), settings)
-        connection.execute("drop database messages with (force)")
+    with new_database(postgres_url) as database:
+        publish(every_event(), database, settings)
     found = []
     for channel, topic in (("events", settings.events_topic), ("latest", settings.latest_topic)):
         for record in consumed(settings.bootstrap_servers, topic):

@@ -16,7 +16,8 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from contact_keyring import keys_of
-from in_process import carry_out, prepare, project, serving
+from databases import load_demo, prepare, project
+from in_process import carry_out, serving
 from key_service import POLICY, KeyService, key_service
 
 from adapters import vault_keys as vault_keys_module
@@ -266,9 +267,7 @@ def _made(directory: Path) -> Path:
 def loaded(database: str) -> str:
     """The demo, with the master key that the settings name."""
     prepare(database)
-    with closing(CommandHandler(database, keys_of(database))) as handler:
-        demo.load(handler)
-        demo.give_token(handler, TOKEN)
+    load_demo(database, TOKEN)
     project(database)
     return database
 

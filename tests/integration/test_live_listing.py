@@ -9,7 +9,8 @@ import orjson
 import psycopg
 import pytest
 from contact_keyring import keys_of
-from in_process import carry_out, id_of, prepare, project
+from databases import prepare, project
+from in_process import carry_out, id_of
 
 from adapters.command_handler import CommandHandler
 from adapters.live_listing import ListingTopic, Rows, changed_between

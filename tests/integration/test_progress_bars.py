@@ -10,10 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 import pytest
 from contact_keyring import keys_of
-from psycopg.conninfo import make_conninfo
+from databases import new_database, prepare, project
 
 from adapters import bundle as bundles
 from adapters import replay
@@ -23,7 +22,7 @@ from adapters.command_handler import CommandHandler
 from adapters.event_log import EventLog
 from adapters.importers import import_file
 from adapters.postgres import connect
-from adapters.projector import READ_MODELS, Projector, create_missing
+from adapters.projector import READ_MODELS
 from api import demo
 
 ROOT = Path(__file__).parents[2]
@@ -60,16 +59,12 @@ class World:
 @pytest.fixture(scope="module")
 def world(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A database with an imported log, projected."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database progress template template_conversas")
-        url = make_conninfo(postgres_url, dbname="progress")
-        create_missing(url)
-        keys = keys_of(url)
-        with closing(CommandHandler(url, keys)) as handler, closing(Projector(url, keys=keys)) as projector:
+    with new_database(postgres_url) as database:
+        prepare(database)
+        with closing(CommandHandler(database, keys_of(database))) as handler:
             import_file(handler, demo.WORKSPACE, SAMPLE, "servicenow")
-            projector.catch_up()
-        yield World(url, tmp_path_factory.mktemp("progress"))
-        connection.execute("drop database progress with (force)")
+        project(database)
+        yield World(database, tmp_path_factory.mktemp("progress"))
 
 
 def assert_bars(text: str, *labels: str) -> None:

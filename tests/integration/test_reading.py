@@ -8,7 +8,8 @@ from uuid import UUID
 import psycopg
 import pytest
 from contact_keyring import keys_of
-from in_process import carry_out, id_of, prepare, project, serving
+from databases import prepare, project
+from in_process import carry_out, id_of, serving
 
 from adapters.command_handler import CommandHandler
 from adapters.identity import digest

@@ -9,16 +9,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import psycopg
 import pytest
 from contact_keyring import keys_of
-from psycopg.conninfo import make_conninfo
+from databases import load_demo, new_database, prepare
 
 from adapters.codec import encode_state
-from adapters.command_handler import CommandHandler
 from adapters.contact_keys import beside
 from adapters.event_log import EventLog
-from adapters.projector import create_missing
 from adapters.replay import history_of, summarize, tell
 from api import demo
 from domain.conversation import Conversation
@@ -32,14 +29,10 @@ CONVERSATION = Stream(demo.WORKSPACE, StreamType.CONVERSATION, demo.CONVERSATION
 @pytest.fixture(scope="module")
 def told(postgres_url: str) -> Iterator[str]:
     """A database with the demo, and nothing projected."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database replaying template template_conversas")
-        url = make_conninfo(postgres_url, dbname="replaying")
-        create_missing(url)
-        with closing(CommandHandler(url, keys_of(url))) as handler:
-            demo.load(handler, "cvs_replaying")
-        yield url
-        connection.execute("drop database replaying with (force)")
+    with new_database(postgres_url) as database:
+        prepare(database)
+        load_demo(database, "cvs_replaying")
+        yield database
 
 
 @pytest.fixture

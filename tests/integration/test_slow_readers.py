@@ -13,7 +13,8 @@ from uuid import UUID
 import httpx
 import pytest
 from contact_keyring import keys_of
-from in_process import carry_out, id_of, prepare, project
+from databases import prepare, project
+from in_process import carry_out, id_of
 
 from adapters.command_handler import CommandHandler
 from api import demo, exports

@@ -8,7 +8,6 @@ Invariant of the comparison: what names a person, and who may see what, is as it
 
 from __future__ import annotations
 
-import os
 import random
 from bisect import bisect_right
 from collections import Counter, defaultdict
@@ -23,7 +22,9 @@ from uuid import UUID, uuid4
 import naive_listing
 import psycopg
 import pytest
+from campaign import CAMPAIGN
 from contact_keyring import keys_of
+from databases import new_database
 from listing_world import (
     CONTACTS,
     PAIRS,
@@ -39,7 +40,6 @@ from listing_world import (
     everything,
     reaches,
 )
-from psycopg.conninfo import make_conninfo
 
 from adapters.event_log import EventLog
 from domain.commands import RegisterContact
@@ -53,7 +53,6 @@ from projections.listing_query import Page, Sort, counts, pages
 if TYPE_CHECKING:
     from domain.envelope import RecordedEvent
 
-CAMPAIGN = os.environ.get("CONVERSAS_CAMPAIGN") == "1"
 MOMENTS = 1_000 if CAMPAIGN else 40
 CONVERSATIONS = 120 if CAMPAIGN else 45
 NOW_COLUMNS = (
@@ -105,16 +104,11 @@ def some_stories(chance: random.Random) -> list[Story]:
 @pytest.fixture(scope="module")
 def whole(postgres_url: str) -> Iterator[Past]:
     chance = random.Random(4)
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database as_of template template_conversas")
-    conninfo = make_conninfo(postgres_url, dbname="as_of")
-    with closing(World(conninfo)) as world:
+    with new_database(postgres_url) as conninfo, closing(World(conninfo)) as world:
         workspace, _ = world.tell(some_stories(chance))
         with closing(keys_of(conninfo)) as keys, EventLog(conninfo, keys=keys) as log:
             events = log.read(0, 100_000)
         yield spread(world, workspace, events, chance)
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("drop database as_of with (force)")
 
 
 def spread(world: World, workspace: UUID, events: list[RecordedEvent], chance: random.Random) -> Past:

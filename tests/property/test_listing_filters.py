@@ -11,8 +11,8 @@ from typing import Any
 from uuid import UUID
 
 import naive_listing
-import psycopg
 import pytest
+from databases import new_database
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from listing_world import (
@@ -31,7 +31,6 @@ from listing_world import (
     reaches,
     stories,
 )
-from psycopg.conninfo import make_conninfo
 
 from domain.permissions import Scope
 from projections import filter_sql, listing_query
@@ -42,11 +41,8 @@ from projections.sql import Sql
 
 @pytest.fixture(scope="module")
 def world(postgres_url: str) -> Iterator[World]:
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database listing_filters template template_conversas")
-        with closing(World(make_conninfo(postgres_url, dbname="listing_filters"))) as made:
-            yield made
-        connection.execute("drop database listing_filters with (force)")
+    with new_database(postgres_url) as database, closing(World(database)) as made:
+        yield made
 
 
 # The laws
