@@ -88,7 +88,7 @@ class KafkaProjector:
 
     def _run(self, stop: threading.Event, others: threading.Thread) -> None:
         topic_id = self._claim()
-        if not self._is_published():
+        if self._published() is None:
             log.warning("no publisher is live on %s, so nothing new comes: conversas publish", self._topic)
         with (
             contextlib.closing(self._keeper(tuple(SHARED_MODELS.values()))) as keeper,
@@ -114,10 +114,12 @@ class KafkaProjector:
                         projector.advance(model, BATCH_SIZE)
         return topic_id
 
-    def _is_published(self) -> bool:
-        query = "select from publishers where topic = %s and is_live"
+    def _published(self) -> int | None:
+        """Up to which position all publishers of the topic have published, as far as they have said; None: none is."""
+        query = "select min(publisher_position) from publishers where topic = %s and is_live"
         with connect(self._conninfo, {"role": Role.PROJECTOR.value}) as connection:
-            return connection.execute(query, (self._topic,)).fetchone() is not None
+            row: tuple[int | None] | None = connection.execute(query, (self._topic,)).fetchone()
+            return row[0] if row else None
 
     def _project_the_rest(self, stop: threading.Event) -> None:
         """What the topic lacks, whether Kafka can be reached or not: rights must not wait for it."""
@@ -219,12 +221,15 @@ class KafkaProjector:
             self._moved = (position, monotonic() + PATIENCE_SECONDS)
         elif monotonic() > self._moved[1]:
             self._moved = (position, monotonic() + 3 * PATIENCE_SECONDS)
+            published, ours = self._published(), ", ".join(map(str, sorted(self._reads_at)))
             log.warning(
                 "the log goes up to position %d, but what follows on %d has not come through %s: %s",
                 head,
                 position,
                 self._topic,
-                "others are late" if self._is_published() else "no publisher is live, conversas publish",
+                "no publisher is live, conversas publish"
+                if published is None
+                else f"others are late (published up to {published}; the partitions read here: {ours or 'none'})",
             )
 
 

@@ -20,6 +20,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from campaign import CAMPAIGN, SLOW_CANARY, only_in_campaigns  # noqa: F401  # programs cannot import it themselves
 from contact_keyring import keys_of
 
 from adapters.command_handler import CommandHandler
@@ -33,7 +34,6 @@ from domain.envelope import Stream
 from domain.events import Actor, ActorKind, ContactDetails, Surface
 from domain.permissions import Caller, Permission, Scope
 
-"""Run the long forms (`make faults`)."""
 ROOT = Path(__file__).parents[2]
 WORKSPACE, CONTACT = UUID(int=1), UUID(int=2)
 SYSTEM = Actor(kind=ActorKind.SYSTEM, id="faults")

@@ -19,8 +19,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from campaign import CAMPAIGN, SLOW_CANARY, only_in_campaigns
-from rig import ROOT, handling, project_all, query, wait_until
+from rig import CAMPAIGN, ROOT, SLOW_CANARY, handling, only_in_campaigns, project_all, query, wait_until
 
 from adapters.command_handler import CommandHandler
 from adapters.deciding import Request

@@ -24,14 +24,22 @@ from uuid import UUID, uuid4
 import psutil
 import psycopg
 import pytest
-from campaign import CAMPAIGN, only_in_campaigns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from agreement import check_that_all_agree  # a child process has to be told where it is
 from contact_keyring import keys_of
 from random_history import CONTACTS, START, handle, request, setting_up, some_details, some_request
-from rig import ROOT, assert_live_equals_rebuilt, assert_projected, head, query, wait_until
+from rig import (
+    CAMPAIGN,
+    ROOT,
+    assert_live_equals_rebuilt,
+    assert_projected,
+    head,
+    only_in_campaigns,
+    query,
+    wait_until,
+)
 
 from adapters.command_handler import CommandHandler
 from adapters.event_log import EventLog

@@ -24,13 +24,15 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
-from campaign import CAMPAIGN, SLOW_CANARY, only_in_campaigns
 from rig import (
+    CAMPAIGN,
     ROOT,
+    SLOW_CANARY,
     Postgres,
     assert_live_equals_rebuilt,
     assert_projected,
     handling,
+    only_in_campaigns,
     project_all,
     query,
     wait_until,

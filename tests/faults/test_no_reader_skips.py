@@ -20,8 +20,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from campaign import CAMPAIGN
-from rig import CONTACT, REGISTER, SYSTEM, do, handling, head, opening, query, request
+from rig import CAMPAIGN, CONTACT, REGISTER, SYSTEM, do, handling, head, opening, query, request
 
 from adapters import command_handler
 from adapters.command_handler import CommandHandler, UnavailableError
