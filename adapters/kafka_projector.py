@@ -241,7 +241,13 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the library
         self._consumer = consumer
 
     def on_partitions_revoked(self, _: Iterable[TopicPartition]) -> None:
-        """Nothing is under way: they are revoked between two batches."""
+        """Nothing is under way: they are revoked between two batches.
+
+        Whoever joins anew because the library has learned of other partitions must want to until it is done. Of itself
+        the library (3.0.12) wants to no more once it has dealt them out: where `poll` ends before the answer to that
+        comes, nobody takes it, and it is left without partitions and heartbeats for good. Java had this as KAFKA-9815.
+        """
+        self._consumer._coordinator.request_rejoin()  # noqa: SLF001  # there is no public way
         self._projector.assigned()
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -17,6 +18,10 @@ from agreement import check_that_all_agree, rows
 from contact_keyring import keys_of
 from feed import make_settings, wait_until
 from in_process import serving
+from kafka import KafkaConsumer
+from kafka.net.manager import KafkaConnectionManager
+from kafka.protocol.consumer import SyncGroupRequest
+from kafka.protocol.metadata import MetadataRequest
 from random_history import START, TWO_WORKSPACES, a_random_history, handle, some_request
 from typer.testing import CliRunner
 
@@ -24,7 +29,7 @@ from adapters import kafka_projector
 from adapters.command_handler import CommandHandler
 from adapters.event_log import EventLog
 from adapters.kafka_position import PublisherSettings
-from adapters.kafka_projector import KafkaProjector
+from adapters.kafka_projector import POLL_MILLISECONDS, KafkaProjector
 from adapters.kafka_publisher import Publisher
 from adapters.kafka_topics import ensure_topics, find_events_topic
 from adapters.projector import create_missing
@@ -141,6 +146,50 @@ def test_who_wrote_reads_it_once_it_is_published_rebuilt_or_not(
     for model in SHARED_MODELS.values():
         rebuilt(database, model)
     assert tables(database) == before
+
+
+@pytest.mark.parametrize("kind", ["ours", "canary"])
+def test_who_joins_twice_and_is_answered_late_gets_its_partitions(
+    kind: str, database: str, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It joins before it knows what partitions there are, then anew; the answers take longer than it polls.
+
+    The canary is the library as it is.
+    """
+    send, subscribe = KafkaConnectionManager.send, KafkaConsumer.subscribe
+
+    def send_slowly(self: Any, request: Any, *arguments: Any, **options: Any) -> Any:
+        answer, seconds = send(self, request, *arguments, **options), 0.0
+        if isinstance(request, MetadataRequest) and not request.topics and self.bootstrapped:
+            seconds = 1.5
+        elif isinstance(request, SyncGroupRequest):
+            seconds = 2 * POLL_MILLISECONDS / 1_000
+
+        async def late() -> Any:
+            await self._net.sleep(seconds)
+            return await answer
+
+        return self.call_soon(late) if seconds else answer
+
+    def subscribe_late(*arguments: Any, **options: Any) -> None:
+        time.sleep(0.5)
+        subscribe(*arguments, **options)
+
+    monkeypatch.setattr(KafkaConnectionManager, "send", send_slowly)
+    monkeypatch.setattr(KafkaConsumer, "subscribe", subscribe_late)
+    if kind == "canary":
+        monkeypatch.setattr(
+            kafka_projector._Listener, "on_partitions_revoked", lambda self, _: self._projector.assigned()
+        )
+    settings = make_settings(kafka_bootstrap)
+    ensure_topics(settings)
+    create_missing(database)
+    with at_work(projector := KafkaProjector(database, settings, partial(keys_of, database))):
+        if kind == "ours":
+            wait_until(lambda: sorted(projector._reads_at) == [0, 1, 2, 3], 120)
+        else:
+            time.sleep(8)
+            assert projector._reads_at == {}
 
 
 def test_two_workspaces_with_the_same_ids_are_kept_apart(database: str, kafka_bootstrap: str) -> None:
