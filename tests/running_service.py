@@ -44,10 +44,10 @@ def serving(postgres_url: str, token: str, *, patch: str = "", **settings: str) 
         ours = {"DATABASE_URL": database_url, "PORT": str(port), "PUBLIC_URL": f"http://127.0.0.1:{port}"}
         ours |= {"LOG_LEVEL": "warning"} | settings
         environment = os.environ | {f"CONVERSAS_{key}": value for key, value in ours.items()}
-        program = f"{patch}\nfrom api.__main__ import main\nmain()"
+        start = "from api.__main__ import main\nmain()"
         processes = [
             subprocess.Popen([sys.executable, "-c", program, part], cwd=ROOT, env=environment)
-            for part, program in (("serve", program), ("project", "from api.__main__ import main\nmain()"))
+            for part, program in (("serve", f"{patch}\n{start}"), ("project", start))
         ]
         try:
             running = Service(f"http://127.0.0.1:{port}", database_url, processes[0])
